@@ -1,0 +1,32 @@
+// Which login belongs to which dialect. See identity.hpp.
+#include "identity/identity.hpp"
+
+#include "identity/vault.hpp"
+
+namespace envcrypt::identity {
+
+namespace {
+
+// The master keys of a local KMS are read anew for each use and not kept.
+kms::Task<Result<Credential>> read_key_file(kms::Conversation &talk, const kms::Server &server) {
+    kms::FileRequest file{std::string(server.option("key_file")), true};
+    Result<SecretBytes> contents = co_await talk.read_file(std::move(file));
+    if (!contents) co_return std::move(contents.error());
+    co_return Credential{std::move(*contents), talk.now()};
+}
+
+}  // namespace
+
+kms::Task<Result<Credential>> obtain(kms::Conversation &talk, const kms::Server &server) {
+    if (server.dialect == &kms::local_dialect()) return read_key_file(talk, server);
+    return obtain_vault_token(talk, server);
+}
+
+kms::Task<Result<std::string>> describe(kms::Conversation &talk, const kms::Server &server,
+                                        const Credential &credential) {
+    if (server.dialect != &kms::local_dialect())
+        return describe_vault_token(talk, server, credential);
+    return []() -> kms::Task<Result<std::string>> { co_return std::string("key file"); }();
+}
+
+}  // namespace envcrypt::identity

@@ -1,0 +1,159 @@
+// See cache.hpp.
+#include "keyring/cache.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace envcrypt::keyring {
+
+namespace {
+
+std::uint32_t salt_number(std::span<const std::uint8_t, value::kSaltSize> salt) {
+    std::uint32_t number;
+    std::memcpy(&number, salt.data(), sizeof(number));
+    return number;
+}
+
+}  // namespace
+
+std::size_t Cache::RefHash::operator()(const KeyRef &ref) const {
+    // key ids are random
+    return static_cast<std::size_t>(ref.key_id ^ ref.identity[2] * 0x9e3779b97f4a7c15u);
+}
+
+std::size_t Cache::SubkeyHash::operator()(const SubkeyRef &ref) const {
+    return static_cast<std::size_t>(ref.salt * 0x9e3779b97f4a7c15u ^ ref.key_serial);
+}
+
+Cache::SubkeyRef Cache::subkey_ref(const Subkey &subkey) {
+    return {subkey.key_serial, salt_number(subkey.salt)};
+}
+
+OpenKey *Cache::find(const KeyRef &ref) {
+    const auto found = by_ref_.find(ref);
+    if (found == by_ref_.end()) return nullptr;
+    found->second->last_used = ++tick_;
+    return found->second;
+}
+
+OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
+                    kms::Clock now, kms::Clock ttl, std::size_t limit) {
+    if (OpenKey *present = find(ref)) drop(*present);
+    while (by_ref_.size() >= std::max<std::size_t>(limit, 1)) {
+        OpenKey *oldest = by_ref_.begin()->second;
+        for (const auto &[other, open] : by_ref_)
+            if (open->last_used < oldest->last_used) oldest = open;
+        drop(*oldest);
+    }
+    if (free_keys_.empty()) {
+        keys_.emplace_back();
+        free_keys_.push_back(&keys_.back());
+    }
+    OpenKey *slot = free_keys_.back();
+    OpenKey filled;
+    filled.serial = next_serial_++;
+    filled.ref = ref;
+    filled.tenant = std::move(tenant);
+    filled.server = std::move(server);
+    filled.key = std::move(key);
+    filled.opened = now;
+    filled.expires = now + ttl;
+    filled.last_used = ++tick_;
+    // from here on nothing throws
+    by_ref_.emplace(ref, slot);
+    free_keys_.pop_back();
+    *slot = std::move(filled);
+    return *slot;
+}
+
+void Cache::drop(OpenKey &key) {
+    for (Subkey &subkey : subkeys_) {
+        if (subkey.key_serial != key.serial) continue;
+        by_salt_.erase(subkey_ref(subkey));
+        subkey.aead.reset();
+        subkey.serial = subkey.key_serial = 0;
+    }
+    by_ref_.erase(key.ref);
+    key = OpenKey{};
+    free_keys_.push_back(&key);
+}
+
+template <class Condition>
+void Cache::drop_if(Condition condition) {
+    for (OpenKey &key : keys_)
+        if (key.serial != 0 && condition(key)) drop(key);
+}
+
+void Cache::drop_identity(const IdentityId &identity) {
+    drop_if([&](const OpenKey &key) { return key.ref.identity == identity; });
+}
+
+void Cache::drop_key(std::uint64_t key_id) {
+    drop_if([&](const OpenKey &key) { return key.ref.key_id == key_id; });
+}
+
+void Cache::drop_expired(kms::Clock now) {
+    drop_if([&](const OpenKey &key) { return key.expires <= now; });
+}
+
+std::size_t Cache::clear() {
+    const std::size_t open = by_ref_.size();
+    drop_if([](const OpenKey &) { return true; });
+    return open;
+}
+
+Subkey &Cache::free_subkey() {
+    if (subkeys_.size() < kMaxSubkeys) return subkeys_.emplace_back();
+    for (;; hand_ = (hand_ + 1) % kMaxSubkeys) {
+        Subkey &subkey = subkeys_[hand_];
+        if (!std::exchange(subkey.used, false)) {
+            hand_ = (hand_ + 1) % kMaxSubkeys;
+            return subkey;
+        }
+    }
+}
+
+Subkey &Cache::subkey(const OpenKey &key, std::span<const std::uint8_t, value::kSaltSize> salt) {
+    const auto found = by_salt_.find({key.serial, salt_number(salt)});
+    if (found != by_salt_.end()) {
+        found->second->used = true;
+        return *found->second;
+    }
+    const SecretBytes derived =
+        crypto::value_subkey(key.key.expose().first<crypto::kKeySize>(), salt);
+    auto aead = std::make_unique<crypto::Aead>(derived.expose().first<crypto::kKeySize>());
+    Subkey &slot = free_subkey();
+    if (slot.serial != 0) {
+        by_salt_.erase(subkey_ref(slot));
+        slot.serial = slot.key_serial = 0;
+    }
+    by_salt_.emplace(SubkeyRef{key.serial, salt_number(salt)}, &slot);
+    slot.serial = next_serial_++;
+    slot.key_serial = key.serial;
+    std::memcpy(slot.salt.data(), salt.data(), salt.size());
+    slot.used = true;
+    slot.aead = std::move(aead);
+    return slot;
+}
+
+Subkey &Cache::sealing_subkey(OpenKey &key, std::uint64_t bytes, crypto::RandomPool &random,
+                              std::int64_t statement, std::int32_t pid) {
+    const bool kept = key.sealing != nullptr && key.sealing->serial == key.sealing_serial;
+    if (key.sealing == nullptr || key.sealing_pid != pid ||
+        key.sealed_values >= kMaxValuesPerSalt || key.sealed_bytes + bytes > kMaxBytesPerSalt ||
+        !kept) {
+        std::array<std::uint8_t, value::kSaltSize> salt;
+        random.take(salt, statement, pid);
+        key.sealing = &subkey(key, salt);
+        key.sealing_serial = key.sealing->serial;
+        key.sealing_pid = pid;
+        key.sealed_values = key.sealed_bytes = 0;
+    }
+    ++key.sealed_values;
+    key.sealed_bytes += bytes;
+    key.sealing->used = true;
+    return *key.sealing;
+}
+
+}  // namespace envcrypt::keyring

@@ -1,0 +1,122 @@
+// The keys that this backend holds open, with the subkeys derived from them: bounded, expiring,
+// wiped when dropped. It decides nothing about rights: whoever looks a key up says for which
+// identity.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/secret.hpp"
+#include "crypto/aead.hpp"
+#include "crypto/random.hpp"
+#include "keyring/operation.hpp"
+#include "value/value.hpp"
+
+namespace envcrypt::keyring {
+
+// Which key, opened as whom.
+struct KeyRef {
+    IdentityId identity{};
+    std::uint64_t key_id = 0;
+    bool operator==(const KeyRef &) const = default;
+};
+
+// An AES key derived from a data key and a salt, expanded. Its memory lives as long as the process;
+// what it holds is that of one (key, salt) as long as `serial` stays.
+struct Subkey {
+    std::uint64_t serial = 0;
+    std::uint64_t key_serial = 0;
+    std::array<std::uint8_t, value::kSaltSize> salt{};
+    bool used = false;  // since the clock hand came by
+    std::unique_ptr<crypto::Aead> aead;
+};
+
+// A slot for an open key; likewise one key's as long as `serial` stays.
+struct OpenKey {
+    std::uint64_t serial = 0;
+    KeyRef ref;
+    std::string tenant;
+    std::string server;
+    SecretBytes key;
+    kms::Clock opened{};
+    kms::Clock expires{};
+    std::uint64_t last_used = 0;
+
+    // Sealing: the salt that this backend drew, and what was sealed under it.
+    Subkey *sealing = nullptr;
+    std::uint64_t sealing_serial = 0;
+    std::int32_t sealing_pid = 0;
+    std::uint64_t sealed_values = 0;
+    std::uint64_t sealed_bytes = 0;
+};
+
+// What one salt is used for, at most: NIST SP 800-38D's bounds with the margin that doc/format.md
+// computes.
+inline constexpr std::uint64_t kMaxValuesPerSalt = std::uint64_t{1} << 24;
+inline constexpr std::uint64_t kMaxBytesPerSalt = std::uint64_t{64} << 30;
+
+class Cache {
+public:
+    // Expanded subkeys kept: 576 bytes of locked memory each.
+    static constexpr std::size_t kMaxSubkeys = 1024;
+
+    // Null where the key is not open for this identity.
+    OpenKey *find(const KeyRef &ref);
+    // Takes the key in, dropping the least recently used one where there are `limit` already.
+    OpenKey &put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
+                 kms::Clock now, kms::Clock ttl, std::size_t limit);
+
+    void drop_identity(const IdentityId &identity);
+    void drop_key(std::uint64_t key_id);
+    void drop_expired(kms::Clock now);
+    // Returns how many keys were open.
+    std::size_t clear();
+
+    // The subkey for a salt, derived where it is not kept.
+    Subkey &subkey(const OpenKey &key, std::span<const std::uint8_t, value::kSaltSize> salt);
+    // The subkey to seal `bytes` more bytes with: under a salt drawn from `random` when the key
+    // came into the cache, when the process is another, and when the one in use is used up.
+    Subkey &sealing_subkey(OpenKey &key, std::uint64_t bytes, crypto::RandomPool &random,
+                           std::int64_t statement, std::int32_t pid);
+
+    template <class Visit>
+    void for_each(Visit visit) const {
+        for (const auto &[ref, key] : by_ref_) visit(*key);
+    }
+    std::size_t size() const { return by_ref_.size(); }
+
+private:
+    struct RefHash {
+        std::size_t operator()(const KeyRef &ref) const;
+    };
+    struct SubkeyRef {
+        std::uint64_t key_serial;
+        std::uint32_t salt;
+        bool operator==(const SubkeyRef &) const = default;
+    };
+    struct SubkeyHash {
+        std::size_t operator()(const SubkeyRef &ref) const;
+    };
+    static SubkeyRef subkey_ref(const Subkey &subkey);
+
+    void drop(OpenKey &key);
+    template <class Condition>
+    void drop_if(Condition condition);
+    Subkey &free_subkey();
+
+    std::uint64_t next_serial_ = 1;
+    std::uint64_t tick_ = 0;
+    std::deque<OpenKey> keys_;
+    std::vector<OpenKey *> free_keys_;
+    std::unordered_map<KeyRef, OpenKey *, RefHash> by_ref_;
+    std::deque<Subkey> subkeys_;
+    std::size_t hand_ = 0;
+    std::unordered_map<SubkeyRef, Subkey *, SubkeyHash> by_salt_;
+};
+
+}  // namespace envcrypt::keyring

@@ -1,0 +1,65 @@
+// What is done with a KMS: make a key, open one, prove that a server works. Each is one piece of
+// work that says what it needs (kms/task.hpp) and leaves its result in the Operation. Knows nothing
+// of catalogs or of PostgreSQL.
+#pragma once
+
+#include <array>
+#include <map>
+#include <string>
+
+#include "crypto/keys.hpp"
+#include "identity/identity.hpp"
+#include "kms/dialect.hpp"
+#include "kms/task.hpp"
+
+namespace envcrypt::keyring {
+
+// Names a user mapping and its server as they were at one moment; any change of either makes
+// another.
+using IdentityId = std::array<std::uint32_t, 4>;
+
+// Credentials in use, by identity. A forgotten or expired one is obtained anew when needed.
+class Credentials {
+public:
+    // Null where there is none, or none that lasts.
+    const identity::Credential *find(const IdentityId &id, kms::Clock now) const;
+    void keep(const IdentityId &id, identity::Credential credential, kms::Clock now);
+    void forget(const IdentityId &id) { kept_.erase(id); }
+    void clear() { kept_.clear(); }
+
+private:
+    std::map<IdentityId, identity::Credential> kept_;
+};
+
+struct Operation {
+    // What is asked: set before the start.
+    kms::Server server;
+    IdentityId identity{};
+    std::string context;          // C of the key
+    Bytes wrapped;                // open_key, verify_key
+    crypto::Digest commitment{};  // open_key, verify_key
+    Credentials *credentials = nullptr;
+
+    // What came of it.
+    SecretBytes key;            // open_key, make_key
+    kms::Answer made;           // make_key, check_server; its key lies in `key`
+    std::string identity_text;  // check_server
+
+    kms::Conversation talk;
+    kms::Task<Status> work;
+};
+
+// Unwraps `wrapped` and checks it against `commitment` (else corrupt).
+kms::Task<Status> open_key(Operation &operation);
+
+// Has a data key made and wrapped under `context`.
+kms::Task<Status> make_key(Operation &operation);
+
+// Unwraps what make_key() wrapped, checks it against `commitment`, and proves that the KMS refuses
+// to unwrap it under another context (else misconfigured): only then is the key fit for use.
+kms::Task<Status> verify_key(Operation &operation);
+
+// Makes a key that is thrown away, verifies it, and asks the KMS who we are.
+kms::Task<Status> check_server(Operation &operation);
+
+}  // namespace envcrypt::keyring

@@ -1,0 +1,173 @@
+// The table of dialects, and the checks of their options. See dialect.hpp.
+#include "kms/dialect.hpp"
+
+#include <algorithm>
+
+namespace envcrypt::kms {
+
+namespace {
+
+const Dialect &dialect_at(std::size_t i) {
+    const Dialect *const all[] = {&vault_dialect(), &local_dialect()};
+    return *all[i];
+}
+constexpr std::size_t kDialects = 2;
+
+bool is_name_letter(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+}
+
+bool is_name(std::string_view text) {
+    // every part between slashes is a name, and none climbs
+    for (;;) {
+        const std::size_t end = std::min(text.find('/'), text.size());
+        const std::string_view part = text.substr(0, end);
+        if (part.empty() || part == "." || part == ".." ||
+            !std::all_of(part.begin(), part.end(), is_name_letter))
+            return false;
+        if (end == text.size()) return true;
+        text.remove_prefix(end + 1);
+    }
+}
+
+bool is_https_url(std::string_view text) {
+    if (!text.starts_with("https://")) return false;
+    text.remove_prefix(8);
+    // no user, query or fragment, and nothing that would end the URL
+    return !text.empty() && text.front() != '/' && text.front() != ':' &&
+           std::all_of(text.begin(), text.end(), [](char c) {
+               return is_name_letter(c) || c == ':' || c == '/' || c == '[' || c == ']';
+           });
+}
+
+const char *expectation(OptionKind kind) {
+    switch (kind) {
+        case OptionKind::https_url:
+            return "It must be a URL such as https://kms.internal:8200; only https is spoken.";
+        case OptionKind::name:
+            return "It must be a name of letters, digits, dots, underscores and hyphens, with "
+                   "slashes between its parts.";
+        case OptionKind::absolute_path:
+            return "It must be the absolute path of a file on the database server.";
+        case OptionKind::secret_reference:
+            return "It must say where the secret lies, as file:/absolute/path, and never be the "
+                   "secret itself: options are stored in the catalogs and dumped.";
+        case OptionKind::auth_method:
+            break;
+    }
+    return "";
+}
+
+bool is_valid(const Dialect &dialect, OptionKind kind, std::string_view value) {
+    switch (kind) {
+        case OptionKind::https_url:
+            return is_https_url(value);
+        case OptionKind::name:
+            return is_name(value);
+        case OptionKind::absolute_path:
+            return value.starts_with("/");
+        case OptionKind::secret_reference:
+            return value.starts_with("file:/");
+        case OptionKind::auth_method:
+            break;
+    }
+    const auto methods = dialect.auth_methods();
+    return std::find(methods.begin(), methods.end(), value) != methods.end();
+}
+
+std::string list_options(const Dialect &dialect, OptionPlace place) {
+    std::string list;
+    for (const Option &option : dialect.options()) {
+        if (option.place != place) continue;
+        list += (list.empty() ? "" : "; ");
+        list += std::string(option.name) + " (" + option.meaning + ")";
+    }
+    return list;
+}
+
+std::string_view find_option(const Options &options, std::string_view name) {
+    const auto found = options.find(name);
+    return found == options.end() ? std::string_view() : std::string_view(found->second);
+}
+
+}  // namespace
+
+std::string_view Server::option(std::string_view option_name) const {
+    return find_option(options, option_name);
+}
+
+std::string_view Server::identity_option(std::string_view option_name) const {
+    return find_option(identity, option_name);
+}
+
+http::Transport Server::transport() const {
+    return {std::string(option("ca_file")),
+            std::string(option("client_cert_file")),
+            std::string(option("client_key_file")),
+            {}};
+}
+
+const Dialect *find_dialect(std::string_view wrapper_name) {
+    for (std::size_t i = 0; i < kDialects; ++i)
+        if (dialect_at(i).wrapper_name() == wrapper_name) return &dialect_at(i);
+    return nullptr;
+}
+
+Status check_options(const Dialect &dialect, OptionPlace place, const Options &options) {
+    for (const auto &[name, value] : options) {
+        const auto known = dialect.options();
+        const auto option = std::find_if(known.begin(), known.end(), [&](const Option &o) {
+            return o.place == place && o.name == name;
+        });
+        if (option == known.end()) {
+            const std::string legal = list_options(dialect, place);
+            const char *what = place == OptionPlace::server ? "server" : "user mapping";
+            return Error{ErrorCode::misconfigured,
+                         std::string("invalid ") + what + " option \"" + name + "\" for " +
+                             dialect.wrapper_name(),
+                         {},
+                         legal.empty() ? "There are no options in this place."
+                                       : "Options in this place: " + legal + "."};
+        }
+        if (!is_valid(dialect, option->kind, value)) {
+            std::string expected = expectation(option->kind);
+            if (option->kind == OptionKind::auth_method) {
+                expected = "It must be one of:";
+                for (const char *method : dialect.auth_methods())
+                    expected += std::string(" ") + method;
+                expected += ".";
+            }
+            return Error{ErrorCode::misconfigured,
+                         "invalid value for option \"" + name + "\"",
+                         {},
+                         expected};
+        }
+    }
+    return Unit{};
+}
+
+Status name_master_key(Server &server, std::string_view master_key) {
+    const auto known = server.dialect->options();
+    if (std::none_of(known.begin(), known.end(), [](const Option &option) {
+            return std::string_view(option.name) == "master_key";
+        }))
+        return Unit{};
+    Status legal = check_options(*server.dialect, OptionPlace::server,
+                                 {{"master_key", std::string(master_key)}});
+    if (legal) server.options.insert_or_assign("master_key", std::string(master_key));
+    return legal;
+}
+
+Error missing_option(const Server &server, OptionPlace place, std::string_view name) {
+    const bool of_server = place == OptionPlace::server;
+    return {ErrorCode::misconfigured,
+            std::string(of_server ? "server" : "user mapping for server") + " \"" + server.name +
+                "\" lacks the option \"" + std::string(name) + "\"",
+            {},
+            std::string("A superuser sets it by ") +
+                (of_server ? "ALTER SERVER ... OPTIONS (ADD ...)."
+                           : "ALTER USER MAPPING FOR ... SERVER ... OPTIONS (ADD ...).")};
+}
+
+}  // namespace envcrypt::kms

@@ -1,0 +1,249 @@
+// The transit engine of OpenBao and HashiCorp Vault, with derived keys only: `context` then takes
+// part in the wrapping. https://openbao.org/api-docs/secret/transit/ How a role logs in is
+// identity/vault.cpp's business.
+#include "kms/vault.hpp"
+#include "crypto/encoding.hpp"
+#include "kms/dialect.hpp"
+#include "kms/json.hpp"
+
+namespace envcrypt::kms {
+
+namespace {
+
+constexpr OptionPlace on_server = OptionPlace::server;
+constexpr OptionPlace on_mapping = OptionPlace::mapping;
+using enum OptionKind;
+
+constexpr Option kOptions[] = {
+    {"endpoint", on_server, https_url, "URL of the server"},
+    {"master_key", on_server, name, "name of the derived transit key"},
+    {"mount", on_server, name, "mount point of the transit engine, by default transit"},
+    {"ca_file", on_server, absolute_path,
+     "CA certificates that the server's certificate must chain to"},
+    {"client_cert_file", on_server, absolute_path, "client certificate for mutual TLS"},
+    {"client_key_file", on_server, absolute_path, "its private key"},
+    {"auth", on_mapping, auth_method, "how to log in: token or approle"},
+    {"auth_mount", on_mapping, name, "mount point of the auth method, by default its name"},
+    {"token", on_mapping, secret_reference, "reference to the token"},
+    {"role_id", on_mapping, name, "the AppRole's role id"},
+    {"secret_id", on_mapping, secret_reference, "reference to the AppRole's secret id"},
+};
+constexpr const char *kAuthMethods[] = {"token", "approle"};
+
+// What OpenBao and Vault say in an error, and what that means. Only these words are repeated to the
+// user: an answer's own text could hold anything.
+struct Saying {
+    const char *words;
+    ErrorCode code;
+    const char *hint;
+};
+constexpr Saying kSayings[] = {
+    {"too old", ErrorCode::denied,
+     "The master key's min_decryption_version excludes this version."},
+    {"soft-deleted key", ErrorCode::denied, "The master key was deleted; it can be restored."},
+    {"encryption key not found", ErrorCode::denied,
+     "Create the master key as a derived transit key, or check the server's option master_key."},
+    {"invalid role or secret ID", ErrorCode::denied,
+     "Check role_id and the file that secret_id names."},
+    {"missing 'context'", ErrorCode::misconfigured, ""},
+    {"high complexity", ErrorCode::misconfigured, ""},
+    {"message authentication failed", ErrorCode::corrupt,
+     "The wrapped key was altered, or belongs to another tenant or master key."},
+    {"invalid ciphertext", ErrorCode::corrupt, "The wrapped key was altered."},
+    {"version is too new", ErrorCode::corrupt,
+     "The master key was restored from a backup older than the wrapped key."},
+};
+
+ErrorCode code_for_status(int status) {
+    switch (status) {
+        case 403:
+            return ErrorCode::denied;
+        case 429:
+            return ErrorCode::throttled;
+        case 412:
+        case 472:
+        case 473:
+            return ErrorCode::unreachable;
+        default:
+            return status >= 500 ? ErrorCode::unreachable : ErrorCode::misconfigured;
+    }
+}
+
+const char *hint_for_status(int status) {
+    switch (status) {
+        case 403:
+            return "Check the policy of the role that the user mapping logs in as: it needs update "
+                   "on "
+                   "MOUNT/datakey/plaintext/MASTER_KEY and MOUNT/decrypt/MASTER_KEY.";
+        case 404:
+            return "Check the server's options endpoint and mount.";
+        case 429:
+            return "A rate limit quota of the KMS is used up; try again later, or raise it.";
+        case 503:
+            return "The KMS is sealed or in maintenance; unseal it. Keys are not lost.";
+        default:
+            return "";
+    }
+}
+
+class Vault final : public Dialect {
+public:
+    const char *wrapper_name() const override { return "envcrypt_vault"; }
+    std::span<const Option> options() const override { return kOptions; }
+    std::span<const char *const> auth_methods() const override { return kAuthMethods; }
+
+    std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
+                                                    const SecretBytes &credential) const override {
+        const std::string context = crypto::to_base64(as_bytes(ask.context));
+        const char *operation = "decrypt";
+        SecretBytes body;
+        switch (ask.verb) {
+            case Verb::make_data_key:
+                operation = "datakey/plaintext";
+                body = write_json({{"context", context}});
+                break;
+            case Verb::wrap: {
+                operation = "encrypt";
+                const SecretBytes key = crypto::to_base64_secret(ask.key->expose());
+                body = write_json({{"context", context}, {"plaintext", key.expose_text()}});
+                break;
+            }
+            case Verb::unwrap:
+                body = write_json({{"context", context}, {"ciphertext", as_text(ask.wrapped)}});
+                break;
+        }
+        std::string path = std::string(mount(server)) + "/" + operation + "/" +
+                           std::string(server.option("master_key"));
+        return vault_request(server, "POST", path, &credential, std::move(body));
+    }
+
+    Result<Answer> read(const Server &server, const Ask &ask,
+                        http::Response response) const override {
+        if (response.status != 200)
+            return vault_error(server, doing(ask.verb), std::move(response));
+        const std::optional<Json> json = Json::parse(std::move(response.body));
+        if (!json) return vault_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
+
+        Answer answer;
+        answer.master_key = server.option("master_key");
+        if (ask.verb == Verb::unwrap) {
+            answer.wrapped.assign(ask.wrapped.begin(), ask.wrapped.end());
+        } else {
+            const auto ciphertext = json->text({"data", "ciphertext"});
+            if (!ciphertext)
+                return vault_nonsense(server, doing(ask.verb), "It had no data.ciphertext.");
+            answer.wrapped.assign(ciphertext->begin(), ciphertext->end());
+        }
+        std::optional<std::string> version = key_version(as_text(answer.wrapped));
+        if (!version)
+            return vault_nonsense(server, doing(ask.verb), "Its ciphertext was not vault:vN:....");
+        answer.master_key_version = std::move(*version);
+        if (ask.verb != Verb::wrap) {
+            const auto plaintext = json->text({"data", "plaintext"});
+            std::optional<SecretBytes> key;
+            if (plaintext) key = crypto::from_base64_secret(*plaintext);
+            if (!key)
+                return vault_nonsense(server, doing(ask.verb),
+                                      "It had no data.plaintext in base64.");
+            answer.key = std::move(*key);
+        }
+        return answer;
+    }
+
+    bool refuses_credential(const http::Response &response) const override {
+        return response.status == 403;
+    }
+
+    Status check_complete(const Server &server) const override {
+        for (const char *needed : {"endpoint", "master_key"})
+            if (server.option(needed).empty()) return missing_option(server, on_server, needed);
+        const std::string_view auth = server.identity_option("auth");
+        if (auth.empty()) return missing_option(server, on_mapping, "auth");
+        if (auth == "token" && server.identity_option("token").empty())
+            return missing_option(server, on_mapping, "token");
+        if (auth == "approle")
+            for (const char *needed : {"role_id", "secret_id"})
+                if (server.identity_option(needed).empty())
+                    return missing_option(server, on_mapping, needed);
+        return Unit{};
+    }
+
+private:
+    static std::string_view mount(const Server &server) {
+        const std::string_view mount = server.option("mount");
+        return mount.empty() ? "transit" : mount;
+    }
+
+    static const char *doing(Verb verb) {
+        switch (verb) {
+            case Verb::make_data_key:
+                return "make a data key";
+            case Verb::wrap:
+                return "wrap a key";
+            case Verb::unwrap:
+                break;
+        }
+        return "unwrap a key";
+    }
+
+    // The N of vault:vN:....
+    static std::optional<std::string> key_version(std::string_view wrapped) {
+        constexpr std::string_view prefix = "vault:v";
+        if (!wrapped.starts_with(prefix)) return std::nullopt;
+        wrapped.remove_prefix(prefix.size());
+        const std::size_t end = wrapped.find(':');
+        if (end == 0 || end > 9 || wrapped.find_first_not_of("0123456789") != end)
+            return std::nullopt;
+        return std::string(wrapped.substr(0, end));
+    }
+};
+
+}  // namespace
+
+http::Request vault_request(const Server &server, const char *method, std::string_view path,
+                            const SecretBytes *token, SecretBytes body) {
+    std::string_view endpoint = server.option("endpoint");
+    while (endpoint.ends_with('/')) endpoint.remove_suffix(1);
+    http::Request request;
+    request.method = method;
+    request.url = std::string(endpoint) + "/v1/" + std::string(path);
+    request.transport = server.transport();
+    if (token != nullptr) request.headers.push_back({"X-Vault-Token", token->copy()});
+    if (!body.empty()) request.headers.push_back({"Content-Type", SecretBytes("application/json")});
+    request.body = std::move(body);
+    return request;
+}
+
+Error vault_error(const Server &server, std::string_view doing, http::Response response) {
+    Error error{code_for_status(response.status),
+                "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
+                "The KMS answered HTTP " + std::to_string(response.status) + ".",
+                hint_for_status(response.status)};
+    const std::optional<Json> json = Json::parse(std::move(response.body));
+    if (response.status == 400 && json) {
+        for (const std::string_view said : json->texts({"errors"})) {
+            for (const Saying &saying : kSayings) {
+                if (said.find(saying.words) == std::string_view::npos) continue;
+                error.code = saying.code;
+                error.detail = std::string("The KMS answered HTTP 400: \"") + saying.words + "\".";
+                error.hint = saying.hint;
+                return error;
+            }
+        }
+    }
+    return error;
+}
+
+Error vault_nonsense(const Server &server, std::string_view doing, std::string_view what) {
+    return {ErrorCode::bad_answer,
+            "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
+            "The answer was not one of OpenBao or Vault. " + std::string(what),
+            "Check that the server's option endpoint names OpenBao or Vault itself."};
+}
+
+const Dialect &vault_dialect() {
+    static constinit const Vault dialect;
+    return dialect;
+}
+
+}  // namespace envcrypt::kms

@@ -1,0 +1,22 @@
+// What the transit dialect shares with the logins of identity/vault.cpp: requests and errors of
+// OpenBao and Vault.
+#pragma once
+
+#include <string_view>
+
+#include "kms/dialect.hpp"
+
+namespace envcrypt::kms {
+
+// A request to ENDPOINT/v1/PATH, with the token where there is one.
+http::Request vault_request(const Server &server, const char *method, std::string_view path,
+                            const SecretBytes *token, SecretBytes body);
+
+// What an answer other than success means: "could not DOING with KMS …". Repeats nothing of the
+// body but known words.
+Error vault_error(const Server &server, std::string_view doing, http::Response response);
+
+// A success that is none.
+Error vault_nonsense(const Server &server, std::string_view doing, std::string_view what);
+
+}  // namespace envcrypt::kms

@@ -1,0 +1,151 @@
+// The backend's state, when it comes to be and when it is wiped, and the epoch. See backend.hpp.
+#include "pg/backend.hpp"
+
+#include <time.h>
+
+namespace envcrypt::pg {
+
+std::uint64_t epoch = 1;
+KeyTables watched_tables{};
+
+namespace {
+
+constexpr std::uint64_t kEpochCheckMs = 100;
+
+// Never destroyed: exit() runs after PostgreSQL's own exit callbacks, which wipe what it holds. An inherited one belongs to
+// another process and is abandoned.
+Backend *the_backend = nullptr;
+int the_backend_pid = 0;
+
+void wipe_keys() {
+    if (Backend *state = backend_if_any()) {
+        ErrorReport ignored;
+        (void)guarded(ignored, [&] {
+            state->operation.reset();
+            state->cache.clear();
+            state->credentials.clear();
+        });
+    }
+}
+
+void on_exit(int, Datum) { wipe_keys(); }
+
+void on_relation_change(Datum, Oid relation) {
+    if (relation == InvalidOid || relation == watched_tables.tenant ||
+        relation == watched_tables.data_key || relation == watched_tables.wrapped_key)
+        ++epoch;
+}
+
+void on_catalog_change(Datum, int, uint32) { ++epoch; }
+
+// Takes back the keys of (sub)transactions that are rolled back.
+void forget_uncommitted(Backend &state, int from_level) {
+    ErrorReport ignored;
+    (void)guarded(ignored, [&] {
+        std::erase_if(state.uncommitted, [&](const UncommittedKey &made) {
+            if (made.nest_level < from_level) return false;
+            state.cache.drop_key(made.key_id);
+            return true;
+        });
+    });
+    ++epoch;
+}
+
+void on_transaction(XactEvent event, void *) {
+    Backend *state = backend_if_any();
+    if (state == nullptr || state->uncommitted.empty()) return;
+    switch (event) {
+        case XACT_EVENT_PRE_PREPARE:
+            ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                            errmsg("cannot PREPARE a transaction that has made keys"),
+                            errhint("Commit the key change in a transaction of its own.")));
+            break;
+        case XACT_EVENT_ABORT:
+        case XACT_EVENT_PARALLEL_ABORT:
+            forget_uncommitted(*state, 0);
+            break;
+        case XACT_EVENT_COMMIT:
+        case XACT_EVENT_PARALLEL_COMMIT:
+            state->uncommitted.clear();
+            ++epoch;
+            break;
+        default:
+            break;
+    }
+}
+
+void on_subtransaction(SubXactEvent event, SubTransactionId, SubTransactionId, void *) {
+    Backend *state = backend_if_any();
+    if (state == nullptr || state->uncommitted.empty()) return;
+    const int level = GetCurrentTransactionNestLevel();
+    if (event == SUBXACT_EVENT_ABORT_SUB) {
+        forget_uncommitted(*state, level);
+    } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
+        for (UncommittedKey &made : state->uncommitted)
+            if (made.nest_level == level) made.nest_level = level - 1;
+        ++epoch;
+    }
+}
+
+// PostgreSQL's slots for these are few and their overflow is FATAL: once in each process, and only after a start that
+// succeeded.
+void register_callbacks() {
+    static bool registered = false;
+    if (registered) return;
+    registered = true;
+    before_shmem_exit(on_exit, 0);
+    CacheRegisterRelcacheCallback(on_relation_change, 0);
+    CacheRegisterSyscacheCallback(FOREIGNSERVEROID, on_catalog_change, 0);
+    CacheRegisterSyscacheCallback(USERMAPPINGOID, on_catalog_change, 0);
+    CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, on_catalog_change, 0);
+    RegisterXactCallback(on_transaction, nullptr);
+    RegisterSubXactCallback(on_subtransaction, nullptr);
+}
+
+std::uint64_t milliseconds(clockid_t clock) {
+    timespec time;
+    clock_gettime(clock, &time);
+    return static_cast<std::uint64_t>(time.tv_sec) * 1000 +
+           static_cast<std::uint64_t>(time.tv_nsec) / 1000000;
+}
+
+}  // namespace
+
+Backend *backend_if_any() { return the_backend_pid == MyProcPid ? the_backend : nullptr; }
+
+Backend &backend() {
+    if (the_backend_pid != MyProcPid) {
+        register_callbacks();
+        ErrorReport report;
+        Backend *made = nullptr;
+        if (!guarded(report, [&]() -> Status {
+                made = new Backend;
+                return Unit{};
+            }))
+            raise(report);
+        the_backend = made;
+        the_backend_pid = MyProcPid;
+    }
+    return *the_backend;
+}
+
+kms::Clock now() {
+    return kms::Clock(static_cast<std::int64_t>(milliseconds(CLOCK_BOOTTIME)));
+}
+
+void follow_epoch() {
+    static TimestampTz last_statement = 0;
+    static std::uint64_t last_check = 0;
+    const TimestampTz statement = GetCurrentStatementStartTimestamp();
+    const std::uint64_t tick = milliseconds(CLOCK_MONOTONIC_COARSE);
+    if (statement == last_statement && tick - last_check < kEpochCheckMs) return;
+    last_statement = statement;
+    last_check = tick;
+    AcceptInvalidationMessages();
+    if (Backend *state = backend_if_any()) {
+        ErrorReport report;
+        if (!guarded(report, [&] { state->cache.drop_expired(now()); })) raise(report);
+    }
+}
+
+}  // namespace envcrypt::pg

@@ -1,0 +1,84 @@
+// What one backend of PostgreSQL holds: the open keys, credentials, the HTTPS engine, the operation under way; and the epoch,
+// which moves on whenever something that a resolved key rests on may have changed.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "crypto/random.hpp"
+#include "http/engine.hpp"
+#include "keyring/cache.hpp"
+#include "keyring/operation.hpp"
+#include "pg/guard.hpp"
+#include "pg/pg.hpp"
+
+namespace envcrypt::pg {
+
+// A key made in the transaction under way.
+struct UncommittedKey {
+    std::uint64_t key_id;
+    int nest_level;       // of the subtransaction that would take it back
+    bool first_of_tenant;  // made by create_tenant(): its tenant does not exist without it
+};
+
+struct Backend {
+    keyring::Cache cache;
+    keyring::Credentials credentials;
+    crypto::RandomPool random;
+    std::unique_ptr<http::Engine> engine;  // made when first needed
+    std::unique_ptr<keyring::Operation> operation;
+    std::vector<UncommittedKey> uncommitted;
+
+    // What resolve.cpp found out in `resolved_epoch`: which open key a role may use.
+    struct Resolved {
+        keyring::OpenKey *key;
+        std::uint64_t serial;
+    };
+    std::map<std::pair<Oid, std::string>, Resolved> for_sealing;     // by role and tenant
+    std::map<std::pair<Oid, std::uint64_t>, Resolved> for_opening;  // by role and key id
+    std::uint64_t resolved_epoch = 0;
+};
+
+// Made at first use in each process; raises where there is no memory.
+Backend &backend();
+// The same where it exists already, else null. For callbacks.
+Backend *backend_if_any();
+
+// The settings (module.cpp).
+extern char *setting_tenant;
+extern std::uint64_t tenant_setting_changes;  // counts assignments of envcrypt.tenant
+extern int setting_kms_timeout;               // milliseconds
+extern int setting_cache_ttl;                 // seconds
+extern int setting_cache_size;
+extern bool setting_require_mlock;
+
+// Moves on with every invalidation of the key tables, of servers, user mappings and roles' memberships.
+extern std::uint64_t epoch;
+
+// Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted and expired keys dropped. A
+// PostgreSQL frame; costs one reading of the coarse clock.
+void follow_epoch();
+
+// Milliseconds since boot, suspended time included.
+kms::Clock now();
+
+// The key tables' OIDs, which the invalidation callback compares; set by keys.cpp.
+struct KeyTables {
+    Oid tenant;
+    Oid data_key;
+    Oid wrapped_key;
+};
+extern KeyTables watched_tables;
+
+// Drives the operation that `backend().operation` holds to its end, waiting where it must. True where all went well:
+// `backend().operation` then holds the result until the caller resets it; else the report says what happened. The one function of the project that waits: cancel,
+// termination and timeouts act at any moment. Never to be called with an LWLock or a content lock held, in a critical
+// section, or from the type's input, output or comparison functions.
+bool run_operation(ErrorReport &report);
+// The same, raising the report.
+void run_operation();
+
+}  // namespace envcrypt::pg

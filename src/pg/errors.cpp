@@ -1,0 +1,58 @@
+// The one table from ErrorCode to SQLSTATE, and the one place that raises what the core reports.
+#include "pg/guard.hpp"
+#include "pg/pg.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+// A text cut in the middle of a character would be an error of its own.
+const char *clipped(char *text) {
+    const int length = static_cast<int>(strlen(text));
+    text[pg_mbcliplen(text, length, length)] = '\0';
+    return text;
+}
+
+}  // namespace
+
+int sqlstate_of(ErrorCode code) {
+    switch (code) {
+        case ErrorCode::malformed_value:
+            return ERRCODE_INVALID_BINARY_REPRESENTATION;
+        case ErrorCode::malformed_text:
+            return ERRCODE_INVALID_TEXT_REPRESENTATION;
+        case ErrorCode::mismatch:
+            return ERRCODE_DATA_EXCEPTION;
+        case ErrorCode::corrupt:
+            return ERRCODE_DATA_CORRUPTED;
+        case ErrorCode::denied:
+            return ERRCODE_INSUFFICIENT_PRIVILEGE;
+        case ErrorCode::unreachable:
+            return ERRCODE_CONNECTION_FAILURE;
+        case ErrorCode::throttled:
+            return ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
+        case ErrorCode::bad_answer:
+            return ERRCODE_PROTOCOL_VIOLATION;
+        case ErrorCode::misconfigured:
+            return ERRCODE_FDW_ERROR;
+        case ErrorCode::no_key:
+            return ERRCODE_UNDEFINED_OBJECT;
+        case ErrorCode::key_unusable:
+            return ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+        case ErrorCode::too_large:
+            return ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+        case ErrorCode::internal:
+            break;
+    }
+    return ERRCODE_INTERNAL_ERROR;
+}
+
+void raise(const ErrorReport &report) {
+    ErrorReport copy = report;
+    ereport(ERROR, (errcode(sqlstate_of(copy.code)), errmsg("%s", clipped(copy.message)),
+                    copy.detail[0] != '\0' ? errdetail("%s", clipped(copy.detail)) : 0,
+                    copy.hint[0] != '\0' ? errhint("%s", clipped(copy.hint)) : 0));
+    pg_unreachable();
+}
+
+}  // namespace envcrypt::pg

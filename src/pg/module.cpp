@@ -1,0 +1,81 @@
+// The module's magic, settings, and the one hook. Nothing else happens at load time: it may run in the postmaster.
+#include "pg/backend.hpp"
+#include "pg/keys.hpp"
+
+extern "C" {
+ENVCRYPT_EXPORT const Pg_magic_struct *PG_MAGIC_FUNCTION_NAME(void);
+#ifdef PG_MODULE_MAGIC_EXT
+PG_MODULE_MAGIC_EXT(.name = "envcrypt", .version = "1.0");
+#else
+PG_MODULE_MAGIC;
+#endif
+ENVCRYPT_EXPORT void _PG_init(void);
+}
+
+namespace envcrypt::pg {
+
+char *setting_tenant = nullptr;
+std::uint64_t tenant_setting_changes = 0;
+int setting_kms_timeout = 10000;
+int setting_cache_ttl = 300;
+int setting_cache_size = 1024;
+bool setting_require_mlock = false;
+
+namespace {
+
+ProcessUtility_hook_type next_utility_hook = nullptr;
+
+bool check_tenant(char **value, void **, GucSource) {
+    // '' is what is left of a SET LOCAL that came before this library
+    if (**value == '\0' || is_tenant_name(*value)) return true;
+    GUC_check_errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ / + = -.");
+    return false;
+}
+
+void assign_tenant(const char *, void *) { ++tenant_setting_changes; }
+
+// DISCARD ALL gives the session to somebody else: it must not hold this one's keys. There is no other way to notice it.
+void on_utility(PlannedStmt *statement, const char *query, bool read_only, ProcessUtilityContext context,
+                ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *receiver,
+                QueryCompletion *completion) {
+    (next_utility_hook != nullptr ? next_utility_hook : standard_ProcessUtility)(
+        statement, query, read_only, context, parameters, environment, receiver, completion);
+    if (!IsA(statement->utilityStmt, DiscardStmt) ||
+        reinterpret_cast<DiscardStmt *>(statement->utilityStmt)->target != DISCARD_ALL)
+        return;
+    if (Backend *state = backend_if_any()) {
+        ErrorReport report;
+        if (!guarded(report, [&] {
+                state->cache.clear();
+                state->credentials.clear();
+            }))
+            raise(report);
+    }
+}
+
+}  // namespace
+}  // namespace envcrypt::pg
+
+void _PG_init(void) {
+    using namespace envcrypt::pg;
+    DefineCustomStringVariable("envcrypt.tenant", "Whose key encrypts where no tenant is named.",
+                               nullptr, &setting_tenant, "default", PGC_USERSET, 0, check_tenant,
+                               assign_tenant, nullptr);
+    DefineCustomIntVariable("envcrypt.kms_timeout",
+                            "The longest time one key operation with a KMS may take, all in all.",
+                            nullptr, &setting_kms_timeout, 10000, 100, 600000, PGC_USERSET, GUC_UNIT_MS,
+                            nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("envcrypt.cache_ttl",
+                            "How long an unwrapped key is used before the KMS is asked again.", nullptr,
+                            &setting_cache_ttl, 300, 1, 86400, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable("envcrypt.cache_size", "How many keys a backend keeps unwrapped.", nullptr,
+                            &setting_cache_size, 1024, 1, 1000000, PGC_SUSET, 0, nullptr, nullptr,
+                            nullptr);
+    DefineCustomBoolVariable("envcrypt.require_mlock",
+                             "Refuses to keep keys in memory that could not be locked.", nullptr,
+                             &setting_require_mlock, false, PGC_SUSET, 0, nullptr, nullptr, nullptr);
+    MarkGUCPrefixReserved("envcrypt");
+    next_utility_hook = ProcessUtility_hook;
+    ProcessUtility_hook = on_utility;
+}

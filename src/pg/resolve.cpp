@@ -1,0 +1,219 @@
+// See resolve.hpp.
+#include "pg/resolve.hpp"
+
+#include "pg/backend.hpp"
+#include "pg/servers.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+using keyring::OpenKey;
+
+// Forgets what was found out in an older epoch. A C++ frame.
+void follow(Backend &state) {
+    if (state.resolved_epoch == epoch) return;
+    state.for_opening.clear();
+    state.for_sealing.clear();
+    state.resolved_epoch = epoch;
+}
+
+template <class Map, class Ref>
+OpenKey *find_resolved(Map &map, const Ref &ref) {
+    const auto found = map.find(ref);
+    if (found == map.end() || found->second.key->serial != found->second.serial) return nullptr;
+    return found->second.key;
+}
+
+void require_active_tenant(const char *name) {
+    TenantRow tenant;
+    if (!find_tenant(name, tenant))
+        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+                        errmsg("tenant \"%s\" of a key does not exist", name),
+                        errhint("Restore the rows of envcrypt.tenant from a backup.")));
+    if (tenant.state != TenantState::active)
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("tenant \"%s\" is %s", name,
+                               tenant.state == TenantState::disabled ? "disabled" : "destroyed")));
+}
+
+void check_locked_memory() {
+    static bool warned = false;
+    if (secret_memory_is_locked() || (warned && !setting_require_mlock)) return;
+    ereport(setting_require_mlock ? ERROR : WARNING,
+            (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
+             errdetail("They may reach swap."),
+             errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
+                     "server.")));
+    warned = true;
+}
+
+// A key of this very transaction may be used where nothing but the whole transaction can take it back, and its tenant with it.
+bool may_seal_with(const KeyRow &row) {
+    for (const UncommittedKey &made : backend().uncommitted)
+        if (made.key_id == row.key_id) return made.first_of_tenant && made.nest_level == 1;
+    return true;
+}
+
+bool is_uncommitted(const char *tenant) {
+    KeyRow row;
+    return find_newest_key(tenant, [](const KeyRow &) { return true; }, row) && !may_seal_with(row);
+}
+
+// Opens a key as the current role's identity at the first place that the role may use.
+OpenKey &open_key(const KeyRow &key) {
+    Backend &state = backend();
+    const Oid role = GetUserId();
+    List *rows = find_wrapped_keys(key.key_id);
+    if (rows == NIL)
+        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+                        errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
+                               static_cast<unsigned long long>(key.key_id), key.tenant),
+                        errhint("Restore the rows of envcrypt.wrapped_key from a backup.")));
+    Place place;
+    const WrappedKeyRow *row = nullptr;
+    PlaceFault fault = PlaceFault::none;
+    const char *fault_server = nullptr;
+    ListCell *cell;
+    foreach (cell, rows) {
+        auto *candidate = static_cast<WrappedKeyRow *>(lfirst(cell));
+        const PlaceFault here = find_place(candidate->server, role, place);
+        if (here == PlaceFault::none) {
+            row = candidate;
+            break;
+        }
+        // the fault of the place that came closest is the one to tell
+        if (here >= fault) {
+            fault = here;
+            fault_server = candidate->server;
+        }
+    }
+    if (row == nullptr) raise_place_fault(fault, fault_server, role);
+
+    const keyring::KeyRef ref{place.identity, key.key_id};
+    ErrorReport report;
+    OpenKey *open = nullptr;
+    if (!guarded(report, [&] { open = state.cache.find(ref); })) raise(report);
+    if (open != nullptr) return *open;
+
+    prepare_operation(place, row->master_key, key.purpose, key.key_id, key.tenant);
+    if (!guarded(report, [&] {
+            keyring::Operation &operation = *state.operation;
+            operation.wrapped.assign(row->wrapped.begin(), row->wrapped.end());
+            operation.commitment = key.commitment;
+            operation.work = keyring::open_key(operation);
+        }))
+        raise(report);
+    run_operation();
+    check_locked_memory();
+    if (!guarded(report, [&] {
+            open = &state.cache.put(ref, key.tenant, place.server->servername,
+                                    std::move(state.operation->key), now(),
+                                    std::chrono::seconds(setting_cache_ttl),
+                                    static_cast<std::size_t>(setting_cache_size));
+            state.operation.reset();
+        }))
+        raise(report);
+    return *open;
+}
+
+}  // namespace
+
+OpenKey &resolve_for_opening(std::uint64_t key_id) {
+    Backend &state = backend();
+    const Oid role = GetUserId();
+    const std::pair<Oid, std::uint64_t> ref{role, key_id};
+    ErrorReport report;
+    OpenKey *open = nullptr;
+    if (!guarded(report, [&] {
+            follow(state);
+            open = find_resolved(state.for_opening, ref);
+        }))
+        raise(report);
+    if (open != nullptr) return *open;
+
+    const std::uint64_t seen = epoch;
+    KeyRow key;
+    if (!find_key(key_id, key))
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                        errmsg("key %016llx does not exist", static_cast<unsigned long long>(key_id)),
+                        errdetail("No row of envcrypt.data_key has the key id that the value names."),
+                        errhint("The value comes from another database, or the key tables were not "
+                                "restored with it.")));
+    if (key.purpose != crypto::Purpose::data)
+        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+                        errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
+    if (key.state != KeyState::active && key.state != KeyState::decrypt_only)
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("key %016llx of tenant \"%s\" is %s",
+                               static_cast<unsigned long long>(key_id), key.tenant,
+                               key.state == KeyState::pending ? "not active yet" : "destroyed")));
+    require_active_tenant(key.tenant);
+    open = &open_key(key);
+    if (!guarded(report, [&] {
+            if (state.resolved_epoch == seen && epoch == seen)
+                state.for_opening.insert_or_assign(ref, Backend::Resolved{open, open->serial});
+        }))
+        raise(report);
+    return *open;
+}
+
+OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
+    Backend &state = backend();
+    const Oid role = GetUserId();
+    ErrorReport report;
+    OpenKey *open = nullptr;
+    if (!guarded(report, [&] {
+            follow(state);
+            open = find_resolved(state.for_sealing, std::pair<Oid, std::string>{role, tenant});
+        }))
+        raise(report);
+    if (open != nullptr) return *open;
+
+    const std::uint64_t seen = epoch;
+    if (tenant[0] == '\0')
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("no tenant is set"),
+                        errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or name it: "
+                                "envcrypt.encrypt(value, tenant => 'NAME').")));
+    if (!is_tenant_name(tenant))
+        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
+                        errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
+                                  "/ + = -.")));
+    TenantRow row;
+    if (!find_tenant(tenant, row)) {
+        if (tenant_from_setting)
+            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                            errmsg("tenant \"%s\" does not exist", tenant),
+                            errdetail("It is the setting envcrypt.tenant that names it."),
+                            errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or, once: "
+                                    "SELECT envcrypt.create_tenant('%s', 'SERVER');",
+                                    tenant)));
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                        errmsg("tenant \"%s\" does not exist", tenant),
+                        errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+    }
+    require_active_tenant(tenant);
+    KeyRow key;
+    if (!find_newest_key(tenant, may_seal_with, key)) {
+        if (is_uncommitted(tenant))
+            ereport(ERROR,
+                    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                     errmsg("the key of tenant \"%s\" is not committed yet", tenant),
+                     errdetail("It was made in a subtransaction that is still open: what it encrypts "
+                               "could outlive it."),
+                     errhint("Release the savepoint, or leave the block with the exception handler, "
+                             "before encrypting.")));
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                        errmsg("tenant \"%s\" has no active key", tenant)));
+    }
+    open = &open_key(key);
+    if (!guarded(report, [&] {
+            if (state.resolved_epoch == seen && epoch == seen)
+                state.for_sealing.insert_or_assign(std::pair<Oid, std::string>{role, tenant},
+                                                   Backend::Resolved{open, open->serial});
+        }))
+        raise(report);
+    return *open;
+}
+
+}  // namespace envcrypt::pg

@@ -1,0 +1,172 @@
+// See servers.hpp. Also the validators of the foreign data wrappers: which options there are is said by the dialects.
+#include "pg/servers.hpp"
+
+#include "pg/backend.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+// Copies options out of PostgreSQL's lists; a C++ frame that reads plain C strings which were fetched before.
+struct OptionText {
+    const char *name;
+    const char *value;
+};
+
+OptionText *option_texts(List *options) {
+    auto *texts = static_cast<OptionText *>(palloc(sizeof(OptionText) * (list_length(options) + 1)));
+    ListCell *cell;
+    int i = 0;
+    foreach (cell, options) {
+        auto *option = static_cast<DefElem *>(lfirst(cell));
+        texts[i++] = {option->defname, defGetString(option)};
+    }
+    return texts;
+}
+
+kms::Options as_options(const OptionText *texts, int count) {
+    kms::Options options;
+    for (int i = 0; i < count; ++i) options.insert_or_assign(texts[i].name, texts[i].value);
+    return options;
+}
+
+Datum validate(FunctionCallInfo fcinfo, const kms::Dialect &dialect) {
+    List *options = untransformRelOptions(PG_GETARG_DATUM(0));
+    const Oid catalog = PG_GETARG_OID(1);
+    if (options == NIL) PG_RETURN_VOID();
+
+    if (!superuser())
+        ereport(ERROR,
+                (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                 errmsg("permission denied to set options of %s", dialect.wrapper_name()),
+                 errdetail("Options name secrets of the database server, so only a superuser may "
+                           "set them.")));
+    const bool on_server = catalog == ForeignServerRelationId;
+    if (!on_server && catalog != UserMappingRelationId)
+        ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+                        errmsg("%s has options on servers and user mappings only",
+                               dialect.wrapper_name())));
+    const OptionText *texts = option_texts(options);
+    const int count = list_length(options);
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            return kms::check_options(
+                dialect, on_server ? kms::OptionPlace::server : kms::OptionPlace::mapping,
+                as_options(texts, count));
+        }))
+        raise(report);
+    PG_RETURN_VOID();
+}
+
+}  // namespace
+
+PlaceFault find_place(const char *name, Oid role, Place &place) {
+    ForeignServer *server = GetForeignServerByName(name, true);
+    if (server == nullptr) return PlaceFault::no_server;
+    place.server = server;
+    const char *wrapper = GetForeignDataWrapper(server->fdwid)->fdwname;
+    ErrorReport report;
+    if (!guarded(report, [&] { place.dialect = kms::find_dialect(wrapper); })) raise(report);
+    if (place.dialect == nullptr) return PlaceFault::other_wrapper;
+    if (!may_use_server(server->serverid, role)) return PlaceFault::no_usage;
+
+    HeapTuple mapping = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role),
+                                        ObjectIdGetDatum(server->serverid));
+    if (!HeapTupleIsValid(mapping))
+        mapping = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
+                                  ObjectIdGetDatum(server->serverid));
+    if (!HeapTupleIsValid(mapping)) return PlaceFault::no_mapping;
+    bool is_null;
+    const Datum options = SysCacheGetAttr(USERMAPPINGUSERSERVER, mapping,
+                                          Anum_pg_user_mapping_umoptions, &is_null);
+    place.identity_options = is_null ? NIL : untransformRelOptions(options);
+    place.identity[2] = reinterpret_cast<Form_pg_user_mapping>(GETSTRUCT(mapping))->oid;
+    place.identity[3] = HeapTupleHeaderGetRawXmin(mapping->t_data);
+    ReleaseSysCache(mapping);
+
+    HeapTuple tuple = SearchSysCache1(FOREIGNSERVEROID, ObjectIdGetDatum(server->serverid));
+    if (!HeapTupleIsValid(tuple)) return PlaceFault::no_server;
+    place.identity[0] = server->serverid;
+    place.identity[1] = HeapTupleHeaderGetRawXmin(tuple->t_data);
+    ReleaseSysCache(tuple);
+    return PlaceFault::none;
+}
+
+void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
+    const char *role_name = quote_identifier(GetUserNameFromId(role, false));
+    const char *server_name = quote_identifier(server);
+    switch (fault) {
+        case PlaceFault::no_server:
+            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                            errmsg("server \"%s\" does not exist", server),
+                            errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER "
+                                    "envcrypt_vault OPTIONS (...).",
+                                    server_name)));
+            break;
+        case PlaceFault::other_wrapper:
+            ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+                            errmsg("server \"%s\" is not a KMS", server),
+                            errhint("Use a server of a foreign data wrapper of envcrypt.")));
+            break;
+        case PlaceFault::no_usage:
+            ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                            errmsg("permission denied for KMS \"%s\"", server),
+                            errhint("GRANT USAGE ON FOREIGN SERVER %s TO %s;", server_name,
+                                    role_name)));
+            break;
+        case PlaceFault::no_mapping:
+        case PlaceFault::none:
+            break;
+    }
+    ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                    errmsg("role %s has no identity at KMS \"%s\"", role_name, server),
+                    errdetail("The role has no user mapping on the server, and PUBLIC has none."),
+                    errhint("A superuser can make one: CREATE USER MAPPING FOR %s SERVER %s "
+                            "OPTIONS (...);",
+                            role_name, server_name)));
+    pg_unreachable();
+}
+
+void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
+                       std::uint64_t key_id, const char *tenant) {
+    Backend &state = backend();
+    const OptionText *server_texts = option_texts(place.server->options);
+    const int server_count = list_length(place.server->options);
+    const OptionText *identity_texts = option_texts(place.identity_options);
+    const int identity_count = list_length(place.identity_options);
+    ErrorReport report;
+    if (!guarded(report, [&]() -> Status {
+            auto operation = std::make_unique<keyring::Operation>();
+            kms::Server &server = operation->server;
+            server.name = place.server->servername;
+            server.dialect = place.dialect;
+            server.options = as_options(server_texts, server_count);
+            server.identity = as_options(identity_texts, identity_count);
+            if (master_key != nullptr && master_key[0] != '\0') {
+                Status named = kms::name_master_key(server, master_key);
+                if (!named) return named;
+            }
+            Status complete = place.dialect->check_complete(server);
+            if (!complete) return complete;
+            operation->identity = place.identity;
+            operation->context = crypto::wrap_context(purpose, key_id, tenant);
+            operation->credentials = &state.credentials;
+            state.operation = std::move(operation);
+            return Unit{};
+        }))
+        raise(report);
+    if (place.dialect == &kms::local_dialect()) {
+        static bool warned = false;
+        if (!warned)
+            ereport(WARNING,
+                    (errmsg("KMS \"%s\" is a file on the database server", place.server->servername),
+                     errdetail("Whoever reads the server's disk can read the master key: the local KMS "
+                               "is for development and tests.")));
+        warned = true;
+    }
+}
+
+ENVCRYPT_FUNCTION(envcrypt_vault_validator) { return validate(fcinfo, kms::vault_dialect()); }
+ENVCRYPT_FUNCTION(envcrypt_local_validator) { return validate(fcinfo, kms::local_dialect()); }
+
+}  // namespace envcrypt::pg

@@ -1,0 +1,218 @@
+// create_tenant() and check_server(): what is done with a KMS before anything depends on it; and what there is to see and do
+// about this session's cache.
+#include "crypto/random.hpp"
+#include "pg/backend.hpp"
+#include "pg/keys.hpp"
+#include "pg/servers.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+constexpr const char *kCheckTenant = "check_server";
+
+std::uint64_t random_key_id() {
+    std::uint8_t bytes[8];
+    ErrorReport report;
+    if (!guarded(report, [&] { crypto::random_bytes(bytes); })) raise(report);
+    return load_be64(bytes);
+}
+
+char *text_argument(FunctionCallInfo fcinfo, int argument, const char *name) {
+    if (PG_ARGISNULL(argument))
+        ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name)));
+    return text_to_cstring(PG_GETARG_TEXT_PP(argument));
+}
+
+void require_writable(const char *what) {
+    PreventCommandIfReadOnly(what);
+    PreventCommandIfParallelMode(what);
+}
+
+Place place_of(const char *server) {
+    Place place;
+    const PlaceFault fault = find_place(server, GetUserId(), place);
+    if (fault != PlaceFault::none) raise_place_fault(fault, server, GetUserId());
+    return place;
+}
+
+// Has the KMS make a key, persists it as pending, reads it back, and activates it once the KMS opened what was persisted and
+// refused to open it for somebody else.
+void make_first_key(const TenantRow &tenant, const Place &place) {
+    Backend &state = backend();
+    ErrorReport report;
+    KeyRow key{};
+    key.key_id = random_key_id();
+    key.tenant = tenant.name;
+    key.purpose = crypto::Purpose::data;
+    key.version = 1;
+    key.state = KeyState::pending;
+
+    prepare_operation(place, tenant.master_key, key.purpose, key.key_id, tenant.name);
+    if (!guarded(report, [&] { state.operation->work = keyring::make_key(*state.operation); }))
+        raise(report);
+    run_operation();
+    // what the operation holds stays alive until the next one is prepared
+    const kms::Answer &made = state.operation->made;
+    key.commitment = crypto::commitment(state.operation->key.expose().first<crypto::kKeySize>(),
+                                        state.operation->context);
+    auto *wrapped = static_cast<std::uint8_t *>(palloc(made.wrapped.size()));
+    memcpy(wrapped, made.wrapped.data(), made.wrapped.size());
+    WrappedKeyRow row{key.key_id, tenant.server, {wrapped, made.wrapped.size()},
+                      pstrdup(made.master_key.c_str()), pstrdup(made.master_key_version.c_str())};
+    if (!guarded(report, [&] {
+            state.operation.reset();
+            state.uncommitted.push_back({key.key_id, GetCurrentTransactionNestLevel(), true});
+        }))
+        raise(report);
+    insert_key(key);
+    insert_wrapped_key(row);
+
+    auto *persisted = static_cast<WrappedKeyRow *>(linitial(find_wrapped_keys(key.key_id)));
+    KeyRow persisted_key;
+    if (!find_key(key.key_id, persisted_key))
+        elog(ERROR, "envcrypt: the key just made is not there");
+    prepare_operation(place, persisted->master_key, key.purpose, key.key_id, persisted_key.tenant);
+    if (!guarded(report, [&] {
+            keyring::Operation &operation = *state.operation;
+            operation.wrapped.assign(persisted->wrapped.begin(), persisted->wrapped.end());
+            operation.commitment = persisted_key.commitment;
+            operation.work = keyring::verify_key(operation);
+        }))
+        raise(report);
+    run_operation();
+    if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
+    set_key_state(key.key_id, KeyState::active);
+}
+
+}  // namespace
+
+// create_tenant(name, server, master_key)
+ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
+    TenantRow tenant{text_argument(fcinfo, 0, "name"), TenantState::active,
+                     text_argument(fcinfo, 1, "server"), text_argument(fcinfo, 2, "master_key")};
+    require_writable("create_tenant()");
+    if (!is_tenant_name(tenant.name))
+        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
+                        errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
+                                  "/ + = -."),
+                        errhint("The name appears in the KMS's log: let it hold no personal data.")));
+    TenantRow present;
+    if (find_tenant(tenant.name, present))
+        ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+                        errmsg("tenant \"%s\" exists already", tenant.name),
+                        errdetail("A name is never used again, not even of a destroyed tenant.")));
+    const Place place = place_of(tenant.server);
+    if (tenant.master_key[0] != '\0' && place.dialect == &kms::local_dialect())
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("a local KMS has no master key of a tenant's own")));
+    insert_tenant(tenant);
+    make_first_key(tenant, place);
+    PG_RETURN_VOID();
+}
+
+// check_server(server): one row, ok or the error.
+ENVCRYPT_FUNCTION(envcrypt_check_server) {
+    char *server = text_to_cstring(PG_GETARG_TEXT_PP(0));
+    TupleDesc descriptor;
+    if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
+        ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                        errmsg("check_server() must be called where a record is accepted")));
+    const Place place = place_of(server);
+    Backend &state = backend();
+    ErrorReport report;
+    const kms::Clock start = now();
+    prepare_operation(place, nullptr, crypto::Purpose::data, random_key_id(), kCheckTenant);
+    if (!guarded(report, [&] {
+            // a credential that is kept must not hide that a new one cannot be had
+            state.credentials.forget(place.identity);
+            state.operation->work = keyring::check_server(*state.operation);
+        }))
+        raise(report);
+
+    Datum values[8] = {};
+    bool nulls[8];
+    memset(nulls, true, sizeof(nulls));
+    const bool ok = run_operation(report);
+    const auto set_text = [&](int column, const char *text) {
+        if (text[0] == '\0') return;
+        values[column] = CStringGetTextDatum(text);
+        nulls[column] = false;
+    };
+    values[0] = BoolGetDatum(ok);
+    values[1] = Float8GetDatum(static_cast<double>((now() - start).count()));
+    nulls[0] = nulls[1] = false;
+    if (ok) {
+        set_text(2, pstrdup(state.operation->identity_text.c_str()));
+        set_text(3, pstrdup(state.operation->made.master_key.c_str()));
+        set_text(4, pstrdup(state.operation->made.master_key_version.c_str()));
+        if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
+    } else {
+        set_text(5, unpack_sql_state(sqlstate_of(report.code)));
+        set_text(6, psprintf("%s%s%s", report.message, report.detail[0] != '\0' ? ": " : "",
+                             report.detail));
+        set_text(7, report.hint);
+    }
+    PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
+}
+
+// forget_keys(): how many keys were open.
+ENVCRYPT_FUNCTION(envcrypt_forget_keys) {
+    std::size_t forgotten = 0;
+    if (Backend *state = backend_if_any()) {
+        ErrorReport report;
+        if (!guarded(report, [&] {
+                forgotten = state->cache.clear();
+                state->credentials.clear();
+            }))
+            raise(report);
+    }
+    PG_RETURN_INT32(static_cast<int32>(forgotten));
+}
+
+// The rows of the view `cache`.
+ENVCRYPT_FUNCTION(envcrypt_cached_keys) {
+    InitMaterializedSRF(fcinfo, 0);
+    auto *result = reinterpret_cast<ReturnSetInfo *>(fcinfo->resultinfo);
+    Backend &state = backend();
+    follow_epoch();
+    ErrorReport report;
+    const kms::Clock time = now();
+    struct Line {
+        std::uint64_t key_id;
+        const char *tenant;
+        const char *server;
+        double age;
+        double left;
+    };
+    const std::size_t count = state.cache.size();
+    auto *lines = static_cast<Line *>(palloc(sizeof(Line) * (count + 1)));
+    if (!guarded(report, [&] {
+            Line *line = lines;
+            state.cache.for_each([&](const keyring::OpenKey &key) {
+                *line++ = {key.ref.key_id, key.tenant.c_str(), key.server.c_str(),
+                           static_cast<double>((time - key.opened).count()),
+                           static_cast<double>((key.expires - time).count())};
+            });
+        }))
+        raise(report);
+    for (std::size_t i = 0; i < count; ++i) {
+        const Line &line = lines[i];
+        Datum values[5];
+        bool nulls[5] = {};
+        values[0] = CStringGetTextDatum(
+            psprintf("%016llx", static_cast<unsigned long long>(line.key_id)));
+        values[1] = CStringGetTextDatum(line.tenant);
+        values[2] = CStringGetTextDatum(line.server);
+        values[3] = DirectFunctionCall7(
+            make_interval, Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
+            Int32GetDatum(0), Int32GetDatum(0), Float8GetDatum(line.age / 1000));
+        values[4] = DirectFunctionCall7(
+            make_interval, Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
+            Int32GetDatum(0), Int32GetDatum(0), Float8GetDatum(line.left / 1000));
+        tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+    }
+    return (Datum)0;
+}
+
+}  // namespace envcrypt::pg

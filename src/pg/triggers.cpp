@@ -1,0 +1,136 @@
+// Triggers: those that tell every backend of changes to the key tables which envcrypt's own functions did not make (DML,
+// restore, logical apply), and those that keep keys from being lost with the extension or with a server.
+#include "pg/backend.hpp"
+#include "pg/keys.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+EventTriggerData *event_data(FunctionCallInfo fcinfo) {
+    if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+        ereport(ERROR, (errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+                        errmsg("this function is called by event triggers only")));
+    return reinterpret_cast<EventTriggerData *>(fcinfo->context);
+}
+
+bool keys_exist() {
+    const Oid schema = get_namespace_oid("envcrypt", true);
+    return OidIsValid(schema) && OidIsValid(get_relname_relid("wrapped_key", schema)) &&
+           any_wrapped_key(nullptr);
+}
+
+[[noreturn]] void refuse_loss(const char *what) {
+    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+                    errmsg("cannot %s while keys exist", what),
+                    errdetail("Without the rows of envcrypt.wrapped_key no encrypted value can ever be "
+                              "decrypted again."),
+                    errhint("Drop the encrypted columns, then DELETE FROM envcrypt.wrapped_key, if "
+                            "that is what you mean.")));
+    pg_unreachable();
+}
+
+bool names_envcrypt(List *names) {
+    ListCell *cell;
+    foreach (cell, names)
+        if (strcmp(strVal(lfirst(cell)), "envcrypt") == 0) return true;
+    return false;
+}
+
+Oid extension_owner() {
+    const Oid extension = get_extension_oid("envcrypt", true);
+    if (!OidIsValid(extension)) return InvalidOid;
+    Relation relation = table_open(ExtensionRelationId, AccessShareLock);
+    ScanKeyData key;
+    ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+                ObjectIdGetDatum(extension));
+    SysScanDesc scan = systable_beginscan(relation, ExtensionOidIndexId, true, nullptr, 1, &key);
+    HeapTuple tuple = systable_getnext(scan);
+    const Oid owner = HeapTupleIsValid(tuple)
+                          ? reinterpret_cast<Form_pg_extension>(GETSTRUCT(tuple))->extowner
+                          : InvalidOid;
+    systable_endscan(scan);
+    table_close(relation, AccessShareLock);
+    return owner;
+}
+
+Oid schema_owner() {
+    HeapTuple tuple = SearchSysCache1(NAMESPACENAME, CStringGetDatum("envcrypt"));
+    if (!HeapTupleIsValid(tuple)) return InvalidOid;
+    const Oid owner = reinterpret_cast<Form_pg_namespace>(GETSTRUCT(tuple))->nspowner;
+    ReleaseSysCache(tuple);
+    return owner;
+}
+
+void check_drop(DropStmt *drop) {
+    if (drop->removeType != OBJECT_EXTENSION && drop->removeType != OBJECT_SCHEMA) return;
+    if (!names_envcrypt(drop->objects) || !keys_exist()) return;
+    refuse_loss(drop->removeType == OBJECT_EXTENSION ? "drop extension envcrypt"
+                                                     : "drop schema envcrypt");
+}
+
+void check_drop_owned(DropOwnedStmt *drop) {
+    const Oid extension = extension_owner();
+    const Oid schema = schema_owner();
+    ListCell *cell;
+    foreach (cell, drop->roles) {
+        const Oid role = get_rolespec_oid(static_cast<RoleSpec *>(lfirst(cell)), true);
+        if (OidIsValid(role) && (role == extension || role == schema) && keys_exist())
+            refuse_loss("drop what the owner of extension envcrypt owns");
+    }
+}
+
+[[noreturn]] void refuse_server(const char *what, const char *server) {
+    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+                    errmsg("cannot %s server \"%s\": keys are wrapped by it", what, server),
+                    errdetail("The rows of envcrypt.wrapped_key name it; their keys could not be "
+                              "unwrapped any more."),
+                    errhint("Keep the server under this name as long as it wraps keys.")));
+    pg_unreachable();
+}
+
+}  // namespace
+
+// AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER TRUNCATE: other backends see the change at its commit.
+ENVCRYPT_FUNCTION(envcrypt_keys_changed) {
+    if (!CALLED_AS_TRIGGER(fcinfo))
+        ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+                        errmsg("this function is called by triggers only")));
+    auto *trigger = reinterpret_cast<TriggerData *>(fcinfo->context);
+    CacheInvalidateRelcache(trigger->tg_relation);
+    return PointerGetDatum(nullptr);
+}
+
+// ddl_command_start: DROP EXTENSION, DROP SCHEMA, DROP OWNED, ALTER SERVER ... RENAME.
+ENVCRYPT_FUNCTION(envcrypt_guard_command) {
+    Node *statement = event_data(fcinfo)->parsetree;
+    if (IsA(statement, DropStmt)) {
+        check_drop(reinterpret_cast<DropStmt *>(statement));
+    } else if (IsA(statement, DropOwnedStmt)) {
+        check_drop_owned(reinterpret_cast<DropOwnedStmt *>(statement));
+    } else if (IsA(statement, RenameStmt)) {
+        auto *rename = reinterpret_cast<RenameStmt *>(statement);
+        if (rename->renameType == OBJECT_FOREIGN_SERVER && any_wrapped_key(strVal(rename->object)))
+            refuse_server("rename", strVal(rename->object));
+    }
+    return PointerGetDatum(nullptr);
+}
+
+// sql_drop: whichever way a server was dropped.
+ENVCRYPT_FUNCTION(envcrypt_guard_servers) {
+    (void)event_data(fcinfo);
+    if (!OidIsValid(get_extension_oid("envcrypt", true))) return PointerGetDatum(nullptr);
+    SPI_connect();
+    if (SPI_execute("SELECT object_name::pg_catalog.text FROM pg_catalog.pg_event_trigger_dropped_objects() "
+                    "WHERE object_type OPERATOR(pg_catalog.=) 'server'",
+                    true, 0) != SPI_OK_SELECT)
+        elog(ERROR, "envcrypt: could not read what is dropped");
+    for (std::uint64_t i = 0; i < SPI_processed; ++i) {
+        char *server = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+        if (server != nullptr && any_wrapped_key(server)) refuse_server("drop", server);
+    }
+    SPI_finish();
+    return PointerGetDatum(nullptr);
+}
+
+}  // namespace envcrypt::pg
