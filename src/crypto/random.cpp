@@ -14,7 +14,7 @@ constexpr std::uint8_t kMark = 1;
 }  // namespace
 
 void random_bytes(ByteSpan out) {
-    randombytes_buf(out.data(), out.size());
+    if (!out.empty()) randombytes_buf(out.data(), out.size());
 }
 
 void RandomPool::take(ByteSpan out, std::int64_t statement, pid_t pid) {

@@ -132,7 +132,7 @@ Subkey &Cache::subkey(const OpenKey &key, std::span<const std::uint8_t, value::k
     slot.serial = next_serial_++;
     slot.key_serial = key.serial;
     std::memcpy(slot.salt.data(), salt.data(), salt.size());
-    slot.used = true;
+    slot.used = false;  // many values bear a salt that no other does
     slot.aead = std::move(aead);
     return slot;
 }

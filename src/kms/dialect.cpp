@@ -115,7 +115,9 @@ const Dialect *find_dialect(std::string_view wrapper_name) {
 }
 
 Status check_options(const Dialect &dialect, OptionPlace place, const Options &options) {
-    for (const auto &[name, value] : options) {
+    for (const auto &set : options) {
+        const std::string &name = set.first;
+        const std::string &value = set.second;
         const auto known = dialect.options();
         const auto option = std::find_if(known.begin(), known.end(), [&](const Option &o) {
             return o.place == place && o.name == name;

@@ -97,8 +97,8 @@ const Dialect *find_dialect(std::string_view wrapper_name);
 // the legal ones.
 Status check_options(const Dialect &dialect, OptionPlace place, const Options &options);
 
-// Has the server use this master key instead of its own option, as the option would be checked. A KMS without such an option
-// finds the master key by itself: nothing changes.
+// Has the server use this master key instead of its own option, as the option would be checked. A
+// KMS without such an option finds the master key by itself: nothing changes.
 Status name_master_key(Server &server, std::string_view master_key);
 
 // For check_complete(): what an option that is not set means.

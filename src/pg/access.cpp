@@ -1,5 +1,5 @@
-// grant_access() and revoke_access(): rights as PostgreSQL's own privileges. Which function needs which right is said in one
-// table here.
+// grant_access() and revoke_access(): rights as PostgreSQL's own privileges. Which function needs
+// which right is said in one table here.
 #include "pg/guard.hpp"
 #include "pg/pg.hpp"
 
@@ -39,13 +39,15 @@ bool is_right(const char *name) {
     return false;
 }
 
-// Whether the role itself (not through membership) holds a privilege on any function that needs a right.
+// Whether the role itself (not through membership) holds a privilege on any function that needs a
+// right.
 bool holds_any_right(Oid role) {
     Oid types[] = {OIDOID};
     Datum values[] = {ObjectIdGetDatum(role)};
     const int done = SPI_execute_with_args(
         "SELECT 1 FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a "
-        "WHERE p.pronamespace = 'envcrypt'::pg_catalog.regnamespace AND a.grantee OPERATOR(pg_catalog.=) $1 "
+        "WHERE p.pronamespace = 'envcrypt'::pg_catalog.regnamespace AND a.grantee "
+        "OPERATOR(pg_catalog.=) $1 "
         "AND p.proname OPERATOR(pg_catalog.<>) 'inspect'",
         1, types, values, nullptr, true, 1);
     if (done != SPI_OK_SELECT) elog(ERROR, "envcrypt: could not read the rights");
@@ -54,15 +56,16 @@ bool holds_any_right(Oid role) {
 
 Datum change_access(FunctionCallInfo fcinfo, bool grant) {
     if (!superuser())
-        ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                        errmsg("only a superuser may %s access to keys", grant ? "grant" : "revoke")));
+        ereport(ERROR,
+                (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                 errmsg("only a superuser may %s access to keys", grant ? "grant" : "revoke")));
     const Oid role = PG_GETARG_OID(0);
     const char *role_name = quote_identifier(GetUserNameFromId(role, false));
     Datum *rights;
     bool *null_rights;
     int count;
-    deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &rights, &null_rights,
-                      &count);
+    deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &rights,
+                      &null_rights, &count);
     for (int i = 0; i < count; ++i)
         if (null_rights[i] || !is_right(TextDatumGetCString(rights[i])))
             ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unknown right"),
@@ -78,16 +81,16 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
         const char *right = TextDatumGetCString(rights[i]);
         for (const RightFunction &needed : kFunctions)
             if (strcmp(needed.right, right) == 0)
-                execute(psprintf("%s EXECUTE ON FUNCTION envcrypt.%s %s %s", change, needed.function,
-                                 direction, role_name));
+                execute(psprintf("%s EXECUTE ON FUNCTION envcrypt.%s %s %s", change,
+                                 needed.function, direction, role_name));
         if (strcmp(right, "manage") == 0)
             execute(psprintf("%s SELECT ON envcrypt.cache %s %s", change, direction, role_name));
     }
     if (grant || !holds_any_right(role)) {
         execute(psprintf("%s USAGE ON SCHEMA envcrypt %s %s", change, direction, role_name));
         for (const char *function : kAnyRight)
-            execute(psprintf("%s EXECUTE ON FUNCTION envcrypt.%s %s %s", change, function, direction,
-                             role_name));
+            execute(psprintf("%s EXECUTE ON FUNCTION envcrypt.%s %s %s", change, function,
+                             direction, role_name));
     }
     SPI_finish();
     PG_RETURN_VOID();
@@ -95,7 +98,11 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
 
 }  // namespace
 
-ENVCRYPT_FUNCTION(envcrypt_grant_access) { return change_access(fcinfo, true); }
-ENVCRYPT_FUNCTION(envcrypt_revoke_access) { return change_access(fcinfo, false); }
+ENVCRYPT_FUNCTION(envcrypt_grant_access) {
+    return change_access(fcinfo, true);
+}
+ENVCRYPT_FUNCTION(envcrypt_revoke_access) {
+    return change_access(fcinfo, false);
+}
 
 }  // namespace envcrypt::pg

@@ -12,8 +12,8 @@ namespace {
 
 constexpr std::uint64_t kEpochCheckMs = 100;
 
-// Never destroyed: exit() runs after PostgreSQL's own exit callbacks, which wipe what it holds. An inherited one belongs to
-// another process and is abandoned.
+// Never destroyed: exit() runs after PostgreSQL's own exit callbacks, which wipe what it holds. An
+// inherited one belongs to another process and is abandoned.
 Backend *the_backend = nullptr;
 int the_backend_pid = 0;
 
@@ -28,7 +28,9 @@ void wipe_keys() {
     }
 }
 
-void on_exit(int, Datum) { wipe_keys(); }
+void on_exit(int, Datum) {
+    wipe_keys();
+}
 
 void on_relation_change(Datum, Oid relation) {
     if (relation == InvalidOid || relation == watched_tables.tenant ||
@@ -36,7 +38,9 @@ void on_relation_change(Datum, Oid relation) {
         ++epoch;
 }
 
-void on_catalog_change(Datum, int, uint32) { ++epoch; }
+void on_catalog_change(Datum, int, uint32) {
+    ++epoch;
+}
 
 // Takes back the keys of (sub)transactions that are rolled back.
 void forget_uncommitted(Backend &state, int from_level) {
@@ -87,8 +91,8 @@ void on_subtransaction(SubXactEvent event, SubTransactionId, SubTransactionId, v
     }
 }
 
-// PostgreSQL's slots for these are few and their overflow is FATAL: once in each process, and only after a start that
-// succeeded.
+// PostgreSQL's slots for these are few and their overflow is FATAL: once in each process, and only
+// after a start that succeeded.
 void register_callbacks() {
     static bool registered = false;
     if (registered) return;
@@ -111,7 +115,9 @@ std::uint64_t milliseconds(clockid_t clock) {
 
 }  // namespace
 
-Backend *backend_if_any() { return the_backend_pid == MyProcPid ? the_backend : nullptr; }
+Backend *backend_if_any() {
+    return the_backend_pid == MyProcPid ? the_backend : nullptr;
+}
 
 Backend &backend() {
     if (the_backend_pid != MyProcPid) {

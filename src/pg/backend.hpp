@@ -1,5 +1,6 @@
-// What one backend of PostgreSQL holds: the open keys, credentials, the HTTPS engine, the operation under way; and the epoch,
-// which moves on whenever something that a resolved key rests on may have changed.
+// What one backend of PostgreSQL holds: the open keys, credentials, the HTTPS engine, the operation
+// under way; and the epoch, which moves on whenever something that a resolved key rests on may have
+// changed.
 #pragma once
 
 #include <map>
@@ -20,7 +21,7 @@ namespace envcrypt::pg {
 // A key made in the transaction under way.
 struct UncommittedKey {
     std::uint64_t key_id;
-    int nest_level;       // of the subtransaction that would take it back
+    int nest_level;        // of the subtransaction that would take it back
     bool first_of_tenant;  // made by create_tenant(): its tenant does not exist without it
 };
 
@@ -37,7 +38,7 @@ struct Backend {
         keyring::OpenKey *key;
         std::uint64_t serial;
     };
-    std::map<std::pair<Oid, std::string>, Resolved> for_sealing;     // by role and tenant
+    std::map<std::pair<Oid, std::string>, Resolved> for_sealing;    // by role and tenant
     std::map<std::pair<Oid, std::uint64_t>, Resolved> for_opening;  // by role and key id
     std::uint64_t resolved_epoch = 0;
 };
@@ -55,11 +56,12 @@ extern int setting_cache_ttl;                 // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
 
-// Moves on with every invalidation of the key tables, of servers, user mappings and roles' memberships.
+// Moves on with every invalidation of the key tables, of servers, user mappings and roles'
+// memberships.
 extern std::uint64_t epoch;
 
-// Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted and expired keys dropped. A
-// PostgreSQL frame; costs one reading of the coarse clock.
+// Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted
+// and expired keys dropped. A PostgreSQL frame; costs one reading of the coarse clock.
 void follow_epoch();
 
 // Milliseconds since boot, suspended time included.
@@ -73,10 +75,11 @@ struct KeyTables {
 };
 extern KeyTables watched_tables;
 
-// Drives the operation that `backend().operation` holds to its end, waiting where it must. True where all went well:
-// `backend().operation` then holds the result until the caller resets it; else the report says what happened. The one function of the project that waits: cancel,
-// termination and timeouts act at any moment. Never to be called with an LWLock or a content lock held, in a critical
-// section, or from the type's input, output or comparison functions.
+// Drives the operation that `backend().operation` holds to its end, waiting where it must. True
+// where all went well: `backend().operation` then holds the result until the caller resets it; else
+// the report says what happened. The one function of the project that waits: cancel, termination
+// and timeouts act at any moment. Never to be called with an LWLock or a content lock held, in a
+// critical section, or from the type's input, output or comparison functions.
 bool run_operation(ErrorReport &report);
 // The same, raising the report.
 void run_operation();

@@ -1,5 +1,6 @@
-// encrypt(), decrypt(), the casts into and out of `encrypted`, inspect(): the hot path. Each call site of a query keeps in
-// fn_extra what it needs for the next row, so that a warm call does nothing but the cipher.
+// encrypt(), decrypt(), the casts into and out of `encrypted`, inspect(): the hot path. Each call
+// site of a query keeps in fn_extra what it needs for the next row, so that a warm call does
+// nothing but the cipher.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 #include "pg/resolve.hpp"
@@ -50,8 +51,8 @@ AnySite &call_site(FmgrInfo *function) {
     return *static_cast<AnySite *>(function->fn_extra);
 }
 
-// ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting expression yields, under
-// whatever identity they run as.
+// ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
+// expression yields, under whatever identity they run as.
 void refuse_maintenance() {
     if (likely(!InSecurityRestrictedOperation() && !is_autovacuum_worker())) return;
     ereport(ERROR,
@@ -66,8 +67,9 @@ void refuse_maintenance() {
 // An option that was given; "" is "not given", and NULL must not be taken for it.
 ByteView optional_text(FunctionCallInfo fcinfo, int argument, const char *name) {
     if (PG_ARGISNULL(argument))
-        ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name),
-                        errhint("Leave it out where it is not meant.")));
+        ereport(ERROR,
+                (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name),
+                 errhint("Leave it out where it is not meant.")));
     return varlena_bytes(PG_GETARG_TEXT_PP(argument));
 }
 
@@ -106,8 +108,9 @@ keyring::Subkey &opening_subkey(OpeningSite &site, const value::Parsed &parsed) 
                      [&] { site.subkey = &state.cache.subkey(*site.site.key, parsed.salt); }))
             raise(report);
         site.subkey_serial = site.subkey->serial;
+    } else {
+        site.subkey->used = true;
     }
-    site.subkey->used = true;
     return *site.subkey;
 }
 
@@ -117,18 +120,21 @@ bytea *open_value(FunctionCallInfo fcinfo, ByteView associated_data, value::Type
     value::Parsed parsed;
     const value::Fault fault = value::parse(varlena_bytes(PG_GETARG_BYTEA_PP(0)), parsed);
     if (unlikely(fault != value::Fault::none))
-        ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
-                        errdetail("The check that failed: %s.", value::fault_name(fault))));
+        ereport(ERROR,
+                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
+                 errdetail("The check that failed: %s.", value::fault_name(fault))));
     if (unlikely(parsed.header.label != 0))
-        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                        errmsg("the value belongs to a labelled column"),
-                        errdetail("It decrypts only where its label is said.")));
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the value belongs to a labelled column"),
+                 errdetail("It decrypts only where its label is said.")));
     if (unlikely(parsed.header.bound != !associated_data.empty())) {
         if (parsed.header.bound)
-            ereport(ERROR,
-                    (errcode(ERRCODE_DATA_EXCEPTION),
-                     errmsg("the value is bound to associated data, and none was given"),
-                     errhint("Name what it was encrypted with: decrypt(value, associated_data => ...).")));
+            ereport(
+                ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION),
+                 errmsg("the value is bound to associated data, and none was given"),
+                 errhint(
+                     "Name what it was encrypted with: decrypt(value, associated_data => ...).")));
         ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
                         errmsg("associated data was given, but the value is not bound to any"),
                         errdetail("It may have been planted in the place of a bound one.")));
@@ -153,13 +159,14 @@ bytea *open_value(FunctionCallInfo fcinfo, ByteView associated_data, value::Type
     return plaintext;
 }
 
-// Text that was stored as UTF-8, in the server encoding. What is not UTF-8 was never written by encrypt().
+// Text that was stored as UTF-8, in the server encoding. What is not UTF-8 was never written by
+// encrypt().
 text *from_utf8(bytea *plaintext) {
     char *bytes = VARDATA(plaintext);
     const int length = static_cast<int>(VARSIZE(plaintext) - VARHDRSZ);
     if (unlikely(!pg_verify_mbstr(PG_UTF8, bytes, length, true)))
-        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                        errmsg("the decrypted text is not valid UTF-8")));
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the decrypted text is not valid UTF-8")));
     if (GetDatabaseEncoding() == PG_UTF8) return reinterpret_cast<text *>(plaintext);
     char *converted = pg_any_to_server(bytes, length, PG_UTF8);
     if (converted == bytes) return reinterpret_cast<text *>(plaintext);
@@ -211,8 +218,8 @@ Datum seal_value(FunctionCallInfo fcinfo, value::Type type, ByteView plaintext, 
     ErrorReport report;
     if (unlikely(!guarded(report, [&] {
             const std::int64_t statement = GetCurrentStatementStartTimestamp();
-            keyring::Subkey &subkey = state.cache.sealing_subkey(key, plaintext.size(), state.random,
-                                                                 statement, MyProcPid);
+            keyring::Subkey &subkey = state.cache.sealing_subkey(
+                key, plaintext.size(), state.random, statement, MyProcPid);
             std::array<std::uint8_t, value::kNonceSize> nonce;
             state.random.take(nonce, statement, MyProcPid);
             return value::seal(*subkey.aead, header, subkey.salt, nonce, associated_data, plaintext,
@@ -241,8 +248,12 @@ Datum encrypt_cast(FunctionCallInfo fcinfo, value::Type type, ByteView plaintext
 
 }  // namespace
 
-ENVCRYPT_FUNCTION(envcrypt_encrypt_text) { return encrypt(fcinfo, value::Type::text); }
-ENVCRYPT_FUNCTION(envcrypt_encrypt_bytea) { return encrypt(fcinfo, value::Type::bytea); }
+ENVCRYPT_FUNCTION(envcrypt_encrypt_text) {
+    return encrypt(fcinfo, value::Type::text);
+}
+ENVCRYPT_FUNCTION(envcrypt_encrypt_bytea) {
+    return encrypt(fcinfo, value::Type::bytea);
+}
 
 ENVCRYPT_FUNCTION(envcrypt_cast_from_text) {
     return encrypt_cast(fcinfo, value::Type::text, varlena_bytes(PG_GETARG_VARLENA_PP(0)));
@@ -253,8 +264,9 @@ ENVCRYPT_FUNCTION(envcrypt_cast_from_bytea) {
 // As PostgreSQL's own cast from character(n) to text does, trailing blanks are dropped.
 ENVCRYPT_FUNCTION(envcrypt_cast_from_bpchar) {
     const ByteView padded = varlena_bytes(PG_GETARG_VARLENA_PP(0));
-    const int length = bpchartruelen(const_cast<char *>(reinterpret_cast<const char *>(padded.data())),
-                                     static_cast<int>(padded.size()));
+    const int length =
+        bpchartruelen(const_cast<char *>(reinterpret_cast<const char *>(padded.data())),
+                      static_cast<int>(padded.size()));
     return encrypt_cast(fcinfo, value::Type::text, padded.first(length));
 }
 
@@ -290,8 +302,9 @@ ENVCRYPT_FUNCTION(envcrypt_inspect) {
     value::Parsed parsed;
     const value::Fault fault = value::parse(bytes, parsed);
     if (fault != value::Fault::none)
-        ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
-                        errdetail("The check that failed: %s.", value::fault_name(fault))));
+        ereport(ERROR,
+                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
+                 errdetail("The check that failed: %s.", value::fault_name(fault))));
     TupleDesc descriptor;
     if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
         ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -308,8 +321,8 @@ ENVCRYPT_FUNCTION(envcrypt_inspect) {
     const bool known = find_key(header.key_id, key);
     values[0] = Int32GetDatum(1);
     values[1] = CStringGetTextDatum("AES-256-GCM");
-    values[2] = CStringGetTextDatum(
-        psprintf("%016llx", static_cast<unsigned long long>(header.key_id)));
+    values[2] =
+        CStringGetTextDatum(psprintf("%016llx", static_cast<unsigned long long>(header.key_id)));
     nulls[3] = nulls[4] = !known;
     if (known) {
         values[3] = CStringGetTextDatum(key.tenant);

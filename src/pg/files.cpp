@@ -1,11 +1,11 @@
 // See files.hpp.
 #include "pg/files.hpp"
 
-#include <cerrno>
-#include <cstring>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <cerrno>
+#include <cstring>
 
 namespace envcrypt::pg {
 
@@ -25,9 +25,10 @@ Error file_error(ErrorCode code, const std::string &path, const char *what, cons
 }
 
 Error system_error(const std::string &path, int error) {
-    return {ErrorCode::denied, "could not read file \"" + path + "\"",
-            std::string("The system says: ") + strerror(error) + ".",
-            "The file must be readable by the operating system user that runs the database server."};
+    return {
+        ErrorCode::denied, "could not read file \"" + path + "\"",
+        std::string("The system says: ") + strerror(error) + ".",
+        "The file must be readable by the operating system user that runs the database server."};
 }
 
 }  // namespace
@@ -40,9 +41,8 @@ Result<SecretBytes> read_file(const kms::FileRequest &file) {
     if (fstat(descriptor.fd, &about) != 0) return system_error(file.path, errno);
     if (!S_ISREG(about.st_mode))
         return file_error(ErrorCode::misconfigured, file.path, "It is not a regular file.", "");
-    if (file.private_to_owner &&
-        ((about.st_mode & (S_IRWXG | S_IRWXO)) != 0 ||
-         (about.st_uid != geteuid() && about.st_uid != 0)))
+    if (file.private_to_owner && ((about.st_mode & (S_IRWXG | S_IRWXO)) != 0 ||
+                                  (about.st_uid != geteuid() && about.st_uid != 0)))
         return file_error(ErrorCode::denied, file.path, "Other users have access to it.",
                           "It must belong to the user that runs the database server, with mode "
                           "0600 or less.");

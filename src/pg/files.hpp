@@ -5,8 +5,9 @@
 
 namespace envcrypt::pg {
 
-// As FileRequest says. denied: missing, unreadable, or open to others where it must not be; misconfigured: not a regular
-// file, empty, too long. The message names the path, never what is in the file.
+// As FileRequest says. denied: missing, unreadable, or open to others where it must not be;
+// misconfigured: not a regular file, empty, too long. The message names the path, never what is in
+// the file.
 Result<SecretBytes> read_file(const kms::FileRequest &file);
 
 }  // namespace envcrypt::pg

@@ -1,5 +1,6 @@
-// The only legal door from a PostgreSQL frame into C++: guarded() runs a lambda and turns whatever it returns or throws
-// into an ErrorReport, and raise() (errors.cpp) turns that into an error once no C++ object is alive any more.
+// The only legal door from a PostgreSQL frame into C++: guarded() runs a lambda and turns whatever
+// it returns or throws into an ErrorReport, and raise() (errors.cpp) turns that into an error once
+// no C++ object is alive any more.
 #pragma once
 
 #include <cstring>
@@ -40,8 +41,8 @@ inline void fill_report(ErrorReport &report, ErrorCode code, std::string_view me
     copy_text(report.hint, hint);
 }
 
-// Runs `work`, which returns a Status or nothing and calls nothing of PostgreSQL. True where all went well; else the report
-// says what happened.
+// Runs `work`, which returns a Status or nothing and calls nothing of PostgreSQL. True where all
+// went well; else the report says what happened.
 template <class Work>
 [[nodiscard]] bool guarded(ErrorReport &report, Work &&work) noexcept {
     static_assert(std::is_trivially_destructible_v<std::remove_reference_t<Work>>);

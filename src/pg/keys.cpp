@@ -8,7 +8,16 @@ namespace envcrypt::pg {
 namespace {
 
 namespace tenant_column {
-enum { name = 1, state, server, master_key, group_key, search_tenant, created_at, count = created_at };
+enum {
+    name = 1,
+    state,
+    server,
+    master_key,
+    group_key,
+    search_tenant,
+    created_at,
+    count = created_at
+};
 }
 namespace key_column {
 enum {
@@ -65,7 +74,9 @@ crypto::Purpose purpose_of(const char *name) {
     corrupt_row("data_key", "purpose");
 }
 
-Datum text_datum(const char *text) { return CStringGetTextDatum(text); }
+Datum text_datum(const char *text) {
+    return CStringGetTextDatum(text);
+}
 
 Datum bytea_datum(ByteView bytes) {
     auto *copy = static_cast<bytea *>(palloc(VARHDRSZ + bytes.size()));
@@ -102,8 +113,9 @@ Relation open_table(const Table &table, LOCKMODE mode) {
 template <class Visit>
 void scan(const Table &table, const char *index, ScanKeyData *keys, int key_count, Visit visit) {
     Relation relation = open_table(table, AccessShareLock);
-    SysScanDesc found = systable_beginscan(relation, index != nullptr ? relation_oid(index) : InvalidOid,
-                                           index != nullptr, nullptr, key_count, keys);
+    SysScanDesc found =
+        systable_beginscan(relation, index != nullptr ? relation_oid(index) : InvalidOid,
+                           index != nullptr, nullptr, key_count, keys);
     for (HeapTuple tuple = systable_getnext(found); HeapTupleIsValid(tuple);
          tuple = systable_getnext(found)) {
         Datum values[16];
@@ -129,8 +141,8 @@ void read_key(const Datum *values, KeyRow &row) {
     row.tenant = TextDatumGetCString(values[key_column::tenant - 1]);
     row.purpose = purpose_of(TextDatumGetCString(values[key_column::purpose - 1]));
     row.version = DatumGetInt32(values[key_column::version - 1]);
-    row.state = static_cast<KeyState>(index_of(
-        kKeyStates, TextDatumGetCString(values[key_column::state - 1]), "data_key"));
+    row.state = static_cast<KeyState>(
+        index_of(kKeyStates, TextDatumGetCString(values[key_column::state - 1]), "data_key"));
     if (DatumGetInt16(values[key_column::suite - 1]) != kSuite) corrupt_row("data_key", "suite");
     const bytea *commitment = DatumGetByteaPP(values[key_column::commitment - 1]);
     if (VARSIZE_ANY_EXHDR(commitment) != row.commitment.size())
@@ -138,7 +150,8 @@ void read_key(const Datum *values, KeyRow &row) {
     memcpy(row.commitment.data(), VARDATA_ANY(commitment), row.commitment.size());
 }
 
-// Key changes are never lost by a crash after their COMMIT was confirmed, and are seen by everybody.
+// Key changes are never lost by a crash after their COMMIT was confirmed, and are seen by
+// everybody.
 void changed(Relation relation) {
     CacheInvalidateRelcache(relation);
     ForceSyncCommit();

@@ -1,6 +1,7 @@
-// The key tables (tenant, data_key, wrapped_key): the only file that reads and writes their rows. Reads see what others
-// committed meanwhile, whatever the transaction's isolation, and work for any role, in parallel workers and on standbys.
-// PostgreSQL frames; results lie in the current memory context.
+// The key tables (tenant, data_key, wrapped_key): the only file that reads and writes their rows.
+// Reads see what others committed meanwhile, whatever the transaction's isolation, and work for any
+// role, in parallel workers and on standbys. PostgreSQL frames; results lie in the current memory
+// context.
 #pragma once
 
 #include <cstdint>

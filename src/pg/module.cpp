@@ -1,4 +1,5 @@
-// The module's magic, settings, and the one hook. Nothing else happens at load time: it may run in the postmaster.
+// The module's magic, settings, and the one hook. Nothing else happens at load time: it may run in
+// the postmaster.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 
@@ -32,11 +33,15 @@ bool check_tenant(char **value, void **, GucSource) {
     return false;
 }
 
-void assign_tenant(const char *, void *) { ++tenant_setting_changes; }
+void assign_tenant(const char *, void *) {
+    ++tenant_setting_changes;
+}
 
-// DISCARD ALL gives the session to somebody else: it must not hold this one's keys. There is no other way to notice it.
-void on_utility(PlannedStmt *statement, const char *query, bool read_only, ProcessUtilityContext context,
-                ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *receiver,
+// DISCARD ALL gives the session to somebody else: it must not hold this one's keys. There is no
+// other way to notice it.
+void on_utility(PlannedStmt *statement, const char *query, bool read_only,
+                ProcessUtilityContext context, ParamListInfo parameters,
+                QueryEnvironment *environment, DestReceiver *receiver,
                 QueryCompletion *completion) {
     (next_utility_hook != nullptr ? next_utility_hook : standard_ProcessUtility)(
         statement, query, read_only, context, parameters, environment, receiver, completion);
@@ -63,18 +68,18 @@ void _PG_init(void) {
                                assign_tenant, nullptr);
     DefineCustomIntVariable("envcrypt.kms_timeout",
                             "The longest time one key operation with a KMS may take, all in all.",
-                            nullptr, &setting_kms_timeout, 10000, 100, 600000, PGC_USERSET, GUC_UNIT_MS,
-                            nullptr, nullptr, nullptr);
+                            nullptr, &setting_kms_timeout, 10000, 100, 600000, PGC_USERSET,
+                            GUC_UNIT_MS, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("envcrypt.cache_ttl",
-                            "How long an unwrapped key is used before the KMS is asked again.", nullptr,
-                            &setting_cache_ttl, 300, 1, 86400, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr,
-                            nullptr);
-    DefineCustomIntVariable("envcrypt.cache_size", "How many keys a backend keeps unwrapped.", nullptr,
-                            &setting_cache_size, 1024, 1, 1000000, PGC_SUSET, 0, nullptr, nullptr,
-                            nullptr);
-    DefineCustomBoolVariable("envcrypt.require_mlock",
-                             "Refuses to keep keys in memory that could not be locked.", nullptr,
-                             &setting_require_mlock, false, PGC_SUSET, 0, nullptr, nullptr, nullptr);
+                            "How long an unwrapped key is used before the KMS is asked again.",
+                            nullptr, &setting_cache_ttl, 300, 1, 86400, PGC_SUSET, GUC_UNIT_S,
+                            nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("envcrypt.cache_size", "How many keys a backend keeps unwrapped.",
+                            nullptr, &setting_cache_size, 1024, 1, 1000000, PGC_SUSET, 0, nullptr,
+                            nullptr, nullptr);
+    DefineCustomBoolVariable(
+        "envcrypt.require_mlock", "Refuses to keep keys in memory that could not be locked.",
+        nullptr, &setting_require_mlock, false, PGC_SUSET, 0, nullptr, nullptr, nullptr);
     MarkGUCPrefixReserved("envcrypt");
     next_utility_hook = ProcessUtility_hook;
     ProcessUtility_hook = on_utility;

@@ -1,5 +1,5 @@
-// The prelude of this folder: the core's headers, then PostgreSQL's (port.h and c.h redefine common names, so the order
-// matters), then every difference between its versions (15 to 18).
+// The prelude of this folder: the core's headers, then PostgreSQL's (port.h and c.h redefine common
+// names, so the order matters), then every difference between its versions (15 to 18).
 #pragma once
 
 #include "http/engine.hpp"
@@ -59,14 +59,15 @@ extern "C" {
 #endif
 }
 
-// 15 leaves PGDLLEXPORT empty on Unix, so what PostgreSQL looks up would stay hidden: predeclared as visible here.
+// 15 leaves PGDLLEXPORT empty on Unix, so what PostgreSQL looks up would stay hidden: predeclared
+// as visible here.
 #define ENVCRYPT_EXPORT __attribute__((visibility("default")))
-#define ENVCRYPT_FUNCTION(name)                                    \
-    extern "C" {                                                   \
-    ENVCRYPT_EXPORT Datum name(PG_FUNCTION_ARGS);                  \
+#define ENVCRYPT_FUNCTION(name)                                   \
+    extern "C" {                                                  \
+    ENVCRYPT_EXPORT Datum name(PG_FUNCTION_ARGS);                 \
     ENVCRYPT_EXPORT const Pg_finfo_record *pg_finfo_##name(void); \
-    PG_FUNCTION_INFO_V1(name);                                     \
-    }                                                              \
+    PG_FUNCTION_INFO_V1(name);                                    \
+    }                                                             \
     Datum name(PG_FUNCTION_ARGS)
 
 namespace envcrypt::pg {

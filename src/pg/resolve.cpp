@@ -48,7 +48,8 @@ void check_locked_memory() {
     warned = true;
 }
 
-// A key of this very transaction may be used where nothing but the whole transaction can take it back, and its tenant with it.
+// A key of this very transaction may be used where nothing but the whole transaction can take it
+// back, and its tenant with it.
 bool may_seal_with(const KeyRow &row) {
     for (const UncommittedKey &made : backend().uncommitted)
         if (made.key_id == row.key_id) return made.first_of_tenant && made.nest_level == 1;
@@ -57,7 +58,9 @@ bool may_seal_with(const KeyRow &row) {
 
 bool is_uncommitted(const char *tenant) {
     KeyRow row;
-    return find_newest_key(tenant, [](const KeyRow &) { return true; }, row) && !may_seal_with(row);
+    return find_newest_key(
+               tenant, [](const KeyRow &) { return true; }, row) &&
+           !may_seal_with(row);
 }
 
 // Opens a key as the current role's identity at the first place that the role may use.
@@ -135,14 +138,16 @@ OpenKey &resolve_for_opening(std::uint64_t key_id) {
     const std::uint64_t seen = epoch;
     KeyRow key;
     if (!find_key(key_id, key))
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                        errmsg("key %016llx does not exist", static_cast<unsigned long long>(key_id)),
-                        errdetail("No row of envcrypt.data_key has the key id that the value names."),
-                        errhint("The value comes from another database, or the key tables were not "
-                                "restored with it.")));
+        ereport(ERROR,
+                (errcode(ERRCODE_UNDEFINED_OBJECT),
+                 errmsg("key %016llx does not exist", static_cast<unsigned long long>(key_id)),
+                 errdetail("No row of envcrypt.data_key has the key id that the value names."),
+                 errhint("The value comes from another database, or the key tables were not "
+                         "restored with it.")));
     if (key.purpose != crypto::Purpose::data)
-        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                        errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION),
+                 errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
     if (key.state != KeyState::active && key.state != KeyState::decrypt_only)
         ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
                         errmsg("key %016llx of tenant \"%s\" is %s",
@@ -188,21 +193,22 @@ OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
                             errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or, once: "
                                     "SELECT envcrypt.create_tenant('%s', 'SERVER');",
                                     tenant)));
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                        errmsg("tenant \"%s\" does not exist", tenant),
-                        errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+        ereport(ERROR,
+                (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("tenant \"%s\" does not exist", tenant),
+                 errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
     }
     require_active_tenant(tenant);
     KeyRow key;
     if (!find_newest_key(tenant, may_seal_with, key)) {
         if (is_uncommitted(tenant))
-            ereport(ERROR,
-                    (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                     errmsg("the key of tenant \"%s\" is not committed yet", tenant),
-                     errdetail("It was made in a subtransaction that is still open: what it encrypts "
-                               "could outlive it."),
-                     errhint("Release the savepoint, or leave the block with the exception handler, "
-                             "before encrypting.")));
+            ereport(
+                ERROR,
+                (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                 errmsg("the key of tenant \"%s\" is not committed yet", tenant),
+                 errdetail("It was made in a subtransaction that is still open: what it encrypts "
+                           "could outlive it."),
+                 errhint("Release the savepoint, or leave the block with the exception handler, "
+                         "before encrypting.")));
         ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
                         errmsg("tenant \"%s\" has no active key", tenant)));
     }

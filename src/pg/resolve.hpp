@@ -1,5 +1,5 @@
-// From a key id or a tenant to an open key that the current role may use: by what was found out before in this epoch, by
-// the cache, or by the KMS (and then it waits). PostgreSQL frames.
+// From a key id or a tenant to an open key that the current role may use: by what was found out
+// before in this epoch, by the cache, or by the KMS (and then it waits). PostgreSQL frames.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,11 @@
 
 namespace envcrypt::pg {
 
-// The key that a value names. Raises: no such key, tenant or key out of use, no right, what the KMS says.
+// The key that a value names. Raises: no such key, tenant or key out of use, no right, what the KMS
+// says.
 keyring::OpenKey &resolve_for_opening(std::uint64_t key_id);
-// The newest committed key of the tenant. `tenant_from_setting`: for the words of the error where there is none.
+// The newest committed key of the tenant. `tenant_from_setting`: for the words of the error where
+// there is none.
 keyring::OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting);
 
 }  // namespace envcrypt::pg

@@ -1,4 +1,5 @@
-// See servers.hpp. Also the validators of the foreign data wrappers: which options there are is said by the dialects.
+// See servers.hpp. Also the validators of the foreign data wrappers: which options there are is
+// said by the dialects.
 #include "pg/servers.hpp"
 
 #include "pg/backend.hpp"
@@ -7,14 +8,16 @@ namespace envcrypt::pg {
 
 namespace {
 
-// Copies options out of PostgreSQL's lists; a C++ frame that reads plain C strings which were fetched before.
+// Copies options out of PostgreSQL's lists; a C++ frame that reads plain C strings which were
+// fetched before.
 struct OptionText {
     const char *name;
     const char *value;
 };
 
 OptionText *option_texts(List *options) {
-    auto *texts = static_cast<OptionText *>(palloc(sizeof(OptionText) * (list_length(options) + 1)));
+    auto *texts =
+        static_cast<OptionText *>(palloc(sizeof(OptionText) * (list_length(options) + 1)));
     ListCell *cell;
     int i = 0;
     foreach (cell, options) {
@@ -77,8 +80,8 @@ PlaceFault find_place(const char *name, Oid role, Place &place) {
                                   ObjectIdGetDatum(server->serverid));
     if (!HeapTupleIsValid(mapping)) return PlaceFault::no_mapping;
     bool is_null;
-    const Datum options = SysCacheGetAttr(USERMAPPINGUSERSERVER, mapping,
-                                          Anum_pg_user_mapping_umoptions, &is_null);
+    const Datum options =
+        SysCacheGetAttr(USERMAPPINGUSERSERVER, mapping, Anum_pg_user_mapping_umoptions, &is_null);
     place.identity_options = is_null ? NIL : untransformRelOptions(options);
     place.identity[2] = reinterpret_cast<Form_pg_user_mapping>(GETSTRUCT(mapping))->oid;
     place.identity[3] = HeapTupleHeaderGetRawXmin(mapping->t_data);
@@ -109,10 +112,10 @@ void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
                             errhint("Use a server of a foreign data wrapper of envcrypt.")));
             break;
         case PlaceFault::no_usage:
-            ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                            errmsg("permission denied for KMS \"%s\"", server),
-                            errhint("GRANT USAGE ON FOREIGN SERVER %s TO %s;", server_name,
-                                    role_name)));
+            ereport(ERROR,
+                    (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                     errmsg("permission denied for KMS \"%s\"", server),
+                     errhint("GRANT USAGE ON FOREIGN SERVER %s TO %s;", server_name, role_name)));
             break;
         case PlaceFault::no_mapping:
         case PlaceFault::none:
@@ -158,15 +161,20 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
     if (place.dialect == &kms::local_dialect()) {
         static bool warned = false;
         if (!warned)
-            ereport(WARNING,
-                    (errmsg("KMS \"%s\" is a file on the database server", place.server->servername),
-                     errdetail("Whoever reads the server's disk can read the master key: the local KMS "
-                               "is for development and tests.")));
+            ereport(
+                WARNING,
+                (errmsg("KMS \"%s\" is a file on the database server", place.server->servername),
+                 errdetail("Whoever reads the server's disk can read the master key: the local KMS "
+                           "is for development and tests.")));
         warned = true;
     }
 }
 
-ENVCRYPT_FUNCTION(envcrypt_vault_validator) { return validate(fcinfo, kms::vault_dialect()); }
-ENVCRYPT_FUNCTION(envcrypt_local_validator) { return validate(fcinfo, kms::local_dialect()); }
+ENVCRYPT_FUNCTION(envcrypt_vault_validator) {
+    return validate(fcinfo, kms::vault_dialect());
+}
+ENVCRYPT_FUNCTION(envcrypt_local_validator) {
+    return validate(fcinfo, kms::local_dialect());
+}
 
 }  // namespace envcrypt::pg

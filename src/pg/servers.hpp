@@ -1,13 +1,14 @@
 // From foreign servers and user mappings to what a KMS operation needs. PostgreSQL frames.
 #pragma once
 
-#include "kms/dialect.hpp"
 #include "keyring/operation.hpp"
+#include "kms/dialect.hpp"
 #include "pg/pg.hpp"
 
 namespace envcrypt::pg {
 
-// A server under the mapping of one role, found usable by it. Allocated in the current memory context.
+// A server under the mapping of one role, found usable by it. Allocated in the current memory
+// context.
 struct Place {
     ForeignServer *server;
     const kms::Dialect *dialect;
@@ -17,13 +18,14 @@ struct Place {
 
 enum class PlaceFault { none, no_server, other_wrapper, no_usage, no_mapping };
 
-// Looks a server up and checks that `role` may use it: USAGE, and a user mapping of its own or PUBLIC's.
+// Looks a server up and checks that `role` may use it: USAGE, and a user mapping of its own or
+// PUBLIC's.
 PlaceFault find_place(const char *server, Oid role, Place &place);
 // Raises what a fault means, with its remedy.
 [[noreturn]] void raise_place_fault(PlaceFault fault, const char *server, Oid role);
 
-// Makes `backend().operation` for a key whose context is C(purpose, key id, tenant). `master_key`, where not null or
-// empty, stands for the server's own option. Raises where an option is missing.
+// Makes `backend().operation` for a key whose context is C(purpose, key id, tenant). `master_key`,
+// where not null or empty, stands for the server's own option. Raises where an option is missing.
 void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
                        std::uint64_t key_id, const char *tenant);
 

@@ -1,5 +1,5 @@
-// create_tenant() and check_server(): what is done with a KMS before anything depends on it; and what there is to see and do
-// about this session's cache.
+// create_tenant() and check_server(): what is done with a KMS before anything depends on it; and
+// what there is to see and do about this session's cache.
 #include "crypto/random.hpp"
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
@@ -20,7 +20,8 @@ std::uint64_t random_key_id() {
 
 char *text_argument(FunctionCallInfo fcinfo, int argument, const char *name) {
     if (PG_ARGISNULL(argument))
-        ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name)));
+        ereport(ERROR,
+                (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name)));
     return text_to_cstring(PG_GETARG_TEXT_PP(argument));
 }
 
@@ -36,8 +37,8 @@ Place place_of(const char *server) {
     return place;
 }
 
-// Has the KMS make a key, persists it as pending, reads it back, and activates it once the KMS opened what was persisted and
-// refused to open it for somebody else.
+// Has the KMS make a key, persists it as pending, reads it back, and activates it once the KMS
+// opened what was persisted and refused to open it for somebody else.
 void make_first_key(const TenantRow &tenant, const Place &place) {
     Backend &state = backend();
     ErrorReport report;
@@ -58,8 +59,11 @@ void make_first_key(const TenantRow &tenant, const Place &place) {
                                         state.operation->context);
     auto *wrapped = static_cast<std::uint8_t *>(palloc(made.wrapped.size()));
     memcpy(wrapped, made.wrapped.data(), made.wrapped.size());
-    WrappedKeyRow row{key.key_id, tenant.server, {wrapped, made.wrapped.size()},
-                      pstrdup(made.master_key.c_str()), pstrdup(made.master_key_version.c_str())};
+    WrappedKeyRow row{key.key_id,
+                      tenant.server,
+                      {wrapped, made.wrapped.size()},
+                      pstrdup(made.master_key.c_str()),
+                      pstrdup(made.master_key_version.c_str())};
     if (!guarded(report, [&] {
             state.operation.reset();
             state.uncommitted.push_back({key.key_id, GetCurrentTransactionNestLevel(), true});
@@ -93,10 +97,11 @@ ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
                      text_argument(fcinfo, 1, "server"), text_argument(fcinfo, 2, "master_key")};
     require_writable("create_tenant()");
     if (!is_tenant_name(tenant.name))
-        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
-                        errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
-                                  "/ + = -."),
-                        errhint("The name appears in the KMS's log: let it hold no personal data.")));
+        ereport(ERROR,
+                (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
+                 errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
+                           "/ + = -."),
+                 errhint("The name appears in the KMS's log: let it hold no personal data.")));
     TenantRow present;
     if (find_tenant(tenant.name, present))
         ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -200,16 +205,16 @@ ENVCRYPT_FUNCTION(envcrypt_cached_keys) {
         const Line &line = lines[i];
         Datum values[5];
         bool nulls[5] = {};
-        values[0] = CStringGetTextDatum(
-            psprintf("%016llx", static_cast<unsigned long long>(line.key_id)));
+        values[0] =
+            CStringGetTextDatum(psprintf("%016llx", static_cast<unsigned long long>(line.key_id)));
         values[1] = CStringGetTextDatum(line.tenant);
         values[2] = CStringGetTextDatum(line.server);
-        values[3] = DirectFunctionCall7(
-            make_interval, Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
-            Int32GetDatum(0), Int32GetDatum(0), Float8GetDatum(line.age / 1000));
-        values[4] = DirectFunctionCall7(
-            make_interval, Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
-            Int32GetDatum(0), Int32GetDatum(0), Float8GetDatum(line.left / 1000));
+        values[3] = DirectFunctionCall7(make_interval, Int32GetDatum(0), Int32GetDatum(0),
+                                        Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
+                                        Int32GetDatum(0), Float8GetDatum(line.age / 1000));
+        values[4] = DirectFunctionCall7(make_interval, Int32GetDatum(0), Int32GetDatum(0),
+                                        Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
+                                        Int32GetDatum(0), Float8GetDatum(line.left / 1000));
         tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
     }
     return (Datum)0;

@@ -1,5 +1,6 @@
-// Triggers: those that tell every backend of changes to the key tables which envcrypt's own functions did not make (DML,
-// restore, logical apply), and those that keep keys from being lost with the extension or with a server.
+// Triggers: those that tell every backend of changes to the key tables which envcrypt's own
+// functions did not make (DML, restore, logical apply), and those that keep keys from being lost
+// with the extension or with a server.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 
@@ -21,12 +22,13 @@ bool keys_exist() {
 }
 
 [[noreturn]] void refuse_loss(const char *what) {
-    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-                    errmsg("cannot %s while keys exist", what),
-                    errdetail("Without the rows of envcrypt.wrapped_key no encrypted value can ever be "
-                              "decrypted again."),
-                    errhint("Drop the encrypted columns, then DELETE FROM envcrypt.wrapped_key, if "
-                            "that is what you mean.")));
+    ereport(
+        ERROR,
+        (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST), errmsg("cannot %s while keys exist", what),
+         errdetail("Without the rows of envcrypt.wrapped_key no encrypted value can ever be "
+                   "decrypted again."),
+         errhint("Drop the encrypted columns, then DELETE FROM envcrypt.wrapped_key, if "
+                 "that is what you mean.")));
     pg_unreachable();
 }
 
@@ -91,7 +93,8 @@ void check_drop_owned(DropOwnedStmt *drop) {
 
 }  // namespace
 
-// AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER TRUNCATE: other backends see the change at its commit.
+// AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and AFTER TRUNCATE: other backends see the change
+// at its commit.
 ENVCRYPT_FUNCTION(envcrypt_keys_changed) {
     if (!CALLED_AS_TRIGGER(fcinfo))
         ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
@@ -121,7 +124,8 @@ ENVCRYPT_FUNCTION(envcrypt_guard_servers) {
     (void)event_data(fcinfo);
     if (!OidIsValid(get_extension_oid("envcrypt", true))) return PointerGetDatum(nullptr);
     SPI_connect();
-    if (SPI_execute("SELECT object_name::pg_catalog.text FROM pg_catalog.pg_event_trigger_dropped_objects() "
+    if (SPI_execute("SELECT object_name::pg_catalog.text FROM "
+                    "pg_catalog.pg_event_trigger_dropped_objects() "
                     "WHERE object_type OPERATOR(pg_catalog.=) 'server'",
                     true, 0) != SPI_OK_SELECT)
         elog(ERROR, "envcrypt: could not read what is dropped");

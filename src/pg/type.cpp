@@ -1,5 +1,5 @@
-// The type `encrypted`: input, output, typmod, length coercion. Pure functions of bytes: no key, no catalog, no network,
-// never plaintext.
+// The type `encrypted`: input, output, typmod, length coercion. Pure functions of bytes: no key, no
+// catalog, no network, never plaintext.
 #include "pg/type.hpp"
 
 namespace envcrypt::pg {
@@ -12,18 +12,18 @@ constexpr value::Type kDeclarable[] = {value::Type::text, value::Type::bytea};
 // How to write what type input refuses: most often a literal without a cast.
 constexpr const char *kWriteHint =
     "Plaintext is encrypted on assignment from its own type: write 'value'::text, or "
-    "envcrypt.encrypt('value'), or bind a parameter of that type. COPY takes encrypted values only.";
+    "envcrypt.encrypt('value'), or bind a parameter of that type. COPY takes encrypted values "
+    "only.";
 
 }  // namespace
 
 void require_fit(value::Type type, int32 typmod) {
     if (typmod == kNoTypmod || typmod_type(typmod) == type) return;
-    ereport(ERROR,
-            (errcode(ERRCODE_DATA_EXCEPTION),
-             errmsg("a value of type %s does not fit a column of type encrypted(%s)",
-                    value::type_name(type), value::type_name(typmod_type(typmod))),
-             errhint("Cast the plaintext to %s before it is encrypted.",
-                     value::type_name(typmod_type(typmod)))));
+    ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+                    errmsg("a value of type %s does not fit a column of type encrypted(%s)",
+                           value::type_name(type), value::type_name(typmod_type(typmod))),
+                    errhint("Cast the plaintext to %s before it is encrypted.",
+                            value::type_name(typmod_type(typmod)))));
 }
 
 ENVCRYPT_FUNCTION(envcrypt_in) {
@@ -41,18 +41,19 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
     if (!guarded(report, [&] { decoded = value::from_text({text, length}, {bytes, capacity}); }))
         raise(report);
     if (!decoded)
-        ENVCRYPT_INPUT_ERROR(
-            fcinfo, (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-                     errmsg("invalid input for type encrypted: not an encrypted value"),
-                     errdetail("The text form of an encrypted value is ec1: and base64."),
-                     errhint("%s", kWriteHint)));
+        ENVCRYPT_INPUT_ERROR(fcinfo,
+                             (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+                              errmsg("invalid input for type encrypted: not an encrypted value"),
+                              errdetail("The text form of an encrypted value is ec1: and base64."),
+                              errhint("%s", kWriteHint)));
     value::Parsed parsed;
     const value::Fault fault = value::parse({bytes, *decoded}, parsed);
     if (fault != value::Fault::none)
-        ENVCRYPT_INPUT_ERROR(fcinfo, (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-                                      errmsg("invalid input for type encrypted"),
-                                      errdetail("The check that failed: %s.", value::fault_name(fault)),
-                                      errhint("%s", kWriteHint)));
+        ENVCRYPT_INPUT_ERROR(fcinfo,
+                             (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+                              errmsg("invalid input for type encrypted"),
+                              errdetail("The check that failed: %s.", value::fault_name(fault)),
+                              errhint("%s", kWriteHint)));
     require_fit(parsed.header.type, typmod);
     SET_VARSIZE(result, VARHDRSZ + *decoded);
     PG_RETURN_BYTEA_P(result);
@@ -87,13 +88,15 @@ ENVCRYPT_FUNCTION(envcrypt_recv) {
     PG_RETURN_BYTEA_P(result);
 }
 
-ENVCRYPT_FUNCTION(envcrypt_send) { PG_RETURN_BYTEA_P(PG_GETARG_BYTEA_P_COPY(0)); }
+ENVCRYPT_FUNCTION(envcrypt_send) {
+    PG_RETURN_BYTEA_P(PG_GETARG_BYTEA_P_COPY(0));
+}
 
 ENVCRYPT_FUNCTION(envcrypt_typmod_in) {
     Datum *words;
     int count;
-    deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), CSTRINGOID, -2, false, TYPALIGN_CHAR, &words, nullptr,
-                      &count);
+    deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), CSTRINGOID, -2, false, TYPALIGN_CHAR, &words,
+                      nullptr, &count);
     if (count == 1)
         for (const value::Type type : kDeclarable)
             if (strcmp(DatumGetCString(words[0]), value::type_name(type)) == 0)
@@ -112,15 +115,16 @@ ENVCRYPT_FUNCTION(envcrypt_typmod_out) {
     PG_RETURN_CSTRING(psprintf("(%s)", value::type_name(typmod_type(typmod))));
 }
 
-// The length coercion encrypted -> encrypted(...): what a column of another declaration may take over.
+// The length coercion encrypted -> encrypted(...): what a column of another declaration may take
+// over.
 ENVCRYPT_FUNCTION(envcrypt_coerce) {
     auto *stored = PG_GETARG_BYTEA_PP(0);
     value::Parsed parsed;
     const value::Fault fault = value::parse(varlena_bytes(stored), parsed);
     if (fault != value::Fault::none)
-        ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
-                        errmsg("invalid encrypted value"),
-                        errdetail("The check that failed: %s.", value::fault_name(fault))));
+        ereport(ERROR,
+                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
+                 errdetail("The check that failed: %s.", value::fault_name(fault))));
     require_fit(parsed.header.type, PG_GETARG_INT32(1));
     PG_RETURN_DATUM(PG_GETARG_DATUM(0));
 }

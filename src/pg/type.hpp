@@ -10,7 +10,9 @@ namespace envcrypt::pg {
 
 // A declaration: plaintext type << 26 | search mode << 24 | label; -1 is none.
 inline constexpr int32 kNoTypmod = -1;
-inline value::Type typmod_type(int32 typmod) { return static_cast<value::Type>(typmod >> 26 & 0x1f); }
+inline value::Type typmod_type(int32 typmod) {
+    return static_cast<value::Type>(typmod >> 26 & 0x1f);
+}
 
 inline ByteView varlena_bytes(const void *varlena) {
     return {reinterpret_cast<const std::uint8_t *>(VARDATA_ANY(varlena)),

@@ -6,7 +6,8 @@ namespace envcrypt::pg {
 
 namespace {
 
-// A connection each for a handful of servers, the descriptor that watches them, and the resolver's pair.
+// A connection each for a handful of servers, the descriptor that watches them, and the resolver's
+// pair.
 constexpr int kDescriptors = 8;
 
 uint32 wait_event() {
@@ -36,9 +37,8 @@ Status advance(Backend &state, kms::Clock deadline, Progress &progress) {
             continue;
         }
         if (operation.talk.needs_exchange()) {
-            Result<http::TransferId> started =
-                state.engine->start(operation.talk.take_request(),
-                                    std::max(deadline - time, kms::Clock(1)));
+            Result<http::TransferId> started = state.engine->start(
+                operation.talk.take_request(), std::max(deadline - time, kms::Clock(1)));
             if (!started) {
                 operation.talk.answer(Result<http::Response>(std::move(started.error())));
                 continue;
@@ -58,8 +58,7 @@ Status advance(Backend &state, kms::Clock deadline, Progress &progress) {
 // The engine is kept for the life of the backend, and the descriptors it may use are accounted for.
 void make_engine(Backend &state) {
     if (state.engine != nullptr) return;
-    for (int i = 0; i < kDescriptors; ++i)
-        ReserveExternalFD();
+    for (int i = 0; i < kDescriptors; ++i) ReserveExternalFD();
     ErrorReport report;
     const bool made = guarded(report, [&]() -> Status {
         Result<std::unique_ptr<http::Engine>> engine = http::Engine::create();

@@ -1,0 +1,373 @@
+// Operations of the keyring and the logins below them, driven by a script instead of a network:
+// what they ask for, in which order, and what they make of the answers.
+#include "keyring/operation.hpp"
+
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "crypto/encoding.hpp"
+
+namespace envcrypt::keyring {
+namespace {
+
+using http::Request;
+using http::Response;
+
+constexpr const char *kKey = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+constexpr const char *kOther = "AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+Response reply(int status, std::string_view body) {
+    Response response;
+    response.status = status;
+    response.body = SecretBytes(body);
+    return response;
+}
+
+Response key_reply(const char *key) {
+    return reply(200,
+                 std::string(R"({"data":{"ciphertext":"vault:v1:w","plaintext":")") + key + "\"}}");
+}
+
+Response login_reply(const char *token, int seconds = 3600) {
+    return reply(200, std::string(R"({"auth":{"client_token":")") + token +
+                          R"(","lease_duration":)" + std::to_string(seconds) + "}}");
+}
+
+Response forbidden() {
+    return reply(403, R"({"errors":["permission denied"]})");
+}
+Response mismatch() {
+    return reply(400, R"({"errors":["cipher: message authentication failed"]})");
+}
+
+Error unreachable() {
+    return {ErrorCode::unreachable, "no route", {}, {}};
+}
+
+// Answers in order; says afterwards what was asked: "file PATH", or the URL's path with the token.
+struct Script {
+    std::deque<std::variant<Response, std::string, Error>> answers;
+    std::vector<std::string> asked;
+    kms::Clock now{1000};
+
+    Status run(Operation &operation) {
+        operation.talk.set_now(now);
+        operation.work.start();
+        while (!operation.work.done()) {
+            EXPECT_FALSE(answers.empty()) << "more is asked than was expected";
+            if (answers.empty()) return Error{};
+            auto answer = std::move(answers.front());
+            answers.pop_front();
+            if (operation.talk.needs_file()) {
+                const kms::FileRequest file = operation.talk.take_file();
+                asked.push_back("file " + file.path + (file.private_to_owner ? " (private)" : ""));
+                if (auto *error = std::get_if<Error>(&answer))
+                    operation.talk.answer(Result<SecretBytes>(std::move(*error)));
+                else
+                    operation.talk.answer(
+                        Result<SecretBytes>(SecretBytes(std::get<std::string>(answer))));
+            } else {
+                const Request request = operation.talk.take_request();
+                std::string line = request.url.substr(request.url.find("/v1/") + 4);
+                for (const http::Header &header : request.headers)
+                    if (header.name == "X-Vault-Token")
+                        line += " as " + std::string(header.value.expose_text());
+                asked.push_back(line);
+                if (auto *error = std::get_if<Error>(&answer))
+                    operation.talk.answer(Result<Response>(std::move(*error)));
+                else
+                    operation.talk.answer(Result<Response>(std::move(std::get<Response>(answer))));
+            }
+        }
+        EXPECT_TRUE(answers.empty()) << "less is asked than was expected";
+        return operation.work.take();
+    }
+};
+
+class OperationTest : public testing::Test {
+protected:
+    OperationTest() {
+        const auto key = *crypto::from_base64_secret(kKey);
+        commitment_ = crypto::commitment(key.expose().first<32>(), kContext);
+    }
+
+    std::unique_ptr<Operation> operation(bool approle = true) {
+        auto made = std::make_unique<Operation>();
+        made->server.name = "kms";
+        made->server.dialect = &kms::vault_dialect();
+        made->server.options = {{"endpoint", "https://kms"}, {"master_key", "app"}};
+        if (approle)
+            made->server.identity = {
+                {"auth", "approle"}, {"role_id", "r"}, {"secret_id", "file:/s"}};
+        else
+            made->server.identity = {{"auth", "token"}, {"token", "file:/t"}};
+        made->identity = {1, 2, 3, 4};
+        made->context = kContext;
+        made->credentials = &credentials_;
+        made->commitment = commitment_;
+        const std::string wrapped = "vault:v1:w";
+        made->wrapped.assign(wrapped.begin(), wrapped.end());
+        return made;
+    }
+
+    Script opened_with_login() {
+        Script script;
+        script.answers.emplace_back(std::string("the-secret"));
+        script.answers.emplace_back(login_reply("t1"));
+        script.answers.emplace_back(key_reply(kKey));
+        return script;
+    }
+
+    static constexpr const char *kContext = "C";
+    crypto::Digest commitment_;
+    Credentials credentials_;
+};
+
+using Asked = std::vector<std::string>;
+
+TEST_F(OperationTest, OpensAKeyAfterALogin) {
+    auto op = operation();
+    op->work = open_key(*op);
+    Script script = opened_with_login();
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked, (Asked{"file /s", "auth/approle/login", "transit/decrypt/app as t1"}));
+    EXPECT_EQ(crypto::to_base64(op->key.expose()), kKey);
+}
+
+TEST_F(OperationTest, KeepsTheCredentialForTheSameIdentityOnly) {
+    auto first = operation();
+    first->work = open_key(*first);
+    Script script = opened_with_login();
+    ASSERT_TRUE(script.run(*first));
+
+    auto second = operation();
+    second->work = open_key(*second);
+    Script again;
+    again.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(again.run(*second));
+    EXPECT_EQ(again.asked, (Asked{"transit/decrypt/app as t1"}));
+
+    auto changed = operation();
+    changed->identity[3] = 99;  // the mapping was altered
+    changed->work = open_key(*changed);
+    Script anew = opened_with_login();
+    ASSERT_TRUE(anew.run(*changed));
+    EXPECT_EQ(credentials_.find({1, 2, 3, 4}, kms::Clock(1000)), nullptr);
+}
+
+TEST_F(OperationTest, LogsInAgainBeforeTheTokenExpires) {
+    auto first = operation();
+    first->work = open_key(*first);
+    Script script = opened_with_login();
+    ASSERT_TRUE(script.run(*first));
+    EXPECT_NE(credentials_.find({1, 2, 3, 4}, kms::Clock(1000 + 3600 * 900 - 1)), nullptr);
+    EXPECT_EQ(credentials_.find({1, 2, 3, 4}, kms::Clock(1000 + 3600 * 900)), nullptr);
+}
+
+TEST_F(OperationTest, ARefusedKeptCredentialIsObtainedOnceMore) {
+    auto first = operation();
+    first->work = open_key(*first);
+    Script script = opened_with_login();
+    ASSERT_TRUE(script.run(*first));
+
+    auto second = operation();
+    second->work = open_key(*second);
+    Script again;
+    again.answers.emplace_back(forbidden());
+    again.answers.emplace_back(std::string("the-rotated-secret"));
+    again.answers.emplace_back(login_reply("t2"));
+    again.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(again.run(*second));
+    EXPECT_EQ(again.asked, (Asked{"transit/decrypt/app as t1", "file /s", "auth/approle/login",
+                                  "transit/decrypt/app as t2"}));
+}
+
+TEST_F(OperationTest, ARefusedFreshCredentialIsADenial) {
+    auto op = operation();
+    op->work = open_key(*op);
+    Script script;
+    script.answers.emplace_back(std::string("the-secret"));
+    script.answers.emplace_back(login_reply("t1"));
+    script.answers.emplace_back(forbidden());
+    const Status status = script.run(*op);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::denied);
+    EXPECT_EQ(credentials_.find(op->identity, kms::Clock(1000)), nullptr);
+}
+
+TEST_F(OperationTest, ATokenComesFromItsFile) {
+    auto op = operation(false);
+    op->work = open_key(*op);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked, (Asked{"file /t", "transit/decrypt/app as token"}));
+}
+
+TEST_F(OperationTest, FailuresOfTheLoginAreItsOwn) {
+    struct Case {
+        Response answer;
+        ErrorCode code;
+    };
+    Case cases[] = {
+        {reply(400, R"({"errors":["invalid role or secret ID"]})"), ErrorCode::denied},
+        {reply(503, ""), ErrorCode::unreachable},
+        {reply(200, "{}"), ErrorCode::bad_answer},
+        {reply(200, R"({"auth":{"client_token":"","lease_duration":1}})"), ErrorCode::bad_answer},
+        {reply(200, R"({"auth":{"client_token":"t","lease_duration":-1}})"), ErrorCode::bad_answer},
+    };
+    for (Case &given : cases) {
+        auto op = operation();
+        op->work = open_key(*op);
+        Script script;
+        script.answers.emplace_back(std::string("the-secret"));
+        script.answers.emplace_back(std::move(given.answer));
+        const Status status = script.run(*op);
+        ASSERT_FALSE(status);
+        EXPECT_EQ(status.error().code, given.code);
+    }
+}
+
+TEST_F(OperationTest, TransportErrorsAndMissingFilesAreHandedOn) {
+    auto op = operation();
+    op->work = open_key(*op);
+    Script script;
+    script.answers.emplace_back(Error{ErrorCode::denied, "no file", {}, {}});
+    Status status = script.run(*op);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::denied);
+
+    op = operation();
+    op->work = open_key(*op);
+    Script cut = opened_with_login();
+    cut.answers.back() = unreachable();
+    status = cut.run(*op);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::unreachable);
+}
+
+TEST_F(OperationTest, AWrongOrShortKeyIsCorrupt) {
+    for (const char *key : {kOther, "AAEC", ""}) {
+        credentials_.clear();
+        auto op = operation();
+        op->work = open_key(*op);
+        Script script = opened_with_login();
+        script.answers.back() = key_reply(key);
+        const Status status = script.run(*op);
+        ASSERT_FALSE(status);
+        EXPECT_EQ(status.error().code, ErrorCode::corrupt);
+        EXPECT_TRUE(op->key.empty());
+    }
+}
+
+TEST_F(OperationTest, MakesAKey) {
+    auto op = operation();
+    op->work = make_key(*op);
+    Script script = opened_with_login();
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked.back(), "transit/datakey/plaintext/app as t1");
+    EXPECT_EQ(op->key.size(), 32u);
+    EXPECT_EQ(as_text(op->made.wrapped), "vault:v1:w");
+    EXPECT_EQ(op->made.master_key_version, "1");
+
+    auto short_key = operation();
+    short_key->work = make_key(*short_key);
+    Script short_script;
+    short_script.answers.emplace_back(key_reply("AAEC"));
+    const Status status = short_script.run(*short_key);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::corrupt);
+}
+
+TEST_F(OperationTest, VerifyingProvesThatTheContextIsBound) {
+    auto op = operation();
+    op->work = verify_key(*op);
+    Script script = opened_with_login();
+    script.answers.emplace_back(mismatch());
+    ASSERT_TRUE(script.run(*op));
+
+    auto unbound = operation();
+    unbound->work = verify_key(*unbound);
+    Script opens_anything;
+    opens_anything.answers.emplace_back(key_reply(kKey));
+    opens_anything.answers.emplace_back(key_reply(kKey));
+    Status status = opens_anything.run(*unbound);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::misconfigured);
+
+    auto cut = operation();
+    cut->work = verify_key(*cut);
+    Script gone;
+    gone.answers.emplace_back(key_reply(kKey));
+    gone.answers.emplace_back(unreachable());
+    status = gone.run(*cut);
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code, ErrorCode::unreachable);
+}
+
+TEST_F(OperationTest, CheckingAServerLeavesNoKey) {
+    auto op = operation(false);
+    op->work = check_server(*op);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(key_reply(kKey));
+    script.answers.emplace_back(key_reply(kKey));
+    script.answers.emplace_back(mismatch());
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(
+        reply(200, R"({"data":{"display_name":"token-app","policies":["default","app"]}})"));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(op->identity_text, "token-app (policies: default app)");
+    EXPECT_TRUE(op->key.empty());
+}
+
+TEST_F(OperationTest, CanBeDroppedWhereverItWaits) {
+    const SecretMemory before = secret_memory();
+    for (std::size_t stop = 0; stop < 3; ++stop) {
+        Credentials none;
+        auto op = operation();
+        op->credentials = &none;
+        op->work = open_key(*op);
+        op->work.start();
+        Script script = opened_with_login();
+        for (std::size_t i = 0; i < stop; ++i) {
+            if (op->talk.needs_file()) {
+                (void)op->talk.take_file();
+                op->talk.answer(
+                    Result<SecretBytes>(SecretBytes(std::get<std::string>(script.answers[i]))));
+            } else {
+                (void)op->talk.take_request();
+                op->talk.answer(Result<Response>(std::move(std::get<Response>(script.answers[i]))));
+            }
+        }
+        EXPECT_FALSE(op->work.done());
+    }
+    EXPECT_EQ(secret_memory().in_use, before.in_use);
+}
+
+TEST_F(OperationTest, TheLocalKeyFileIsReadForEachUseAndMustBePrivate) {
+    const std::string file(64, 'a');
+    auto op = operation();
+    op->server.dialect = &kms::local_dialect();
+    op->server.options = {{"key_file", "/k"}};
+    op->work = make_key(*op);
+    Script script;
+    script.answers.emplace_back(file);
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked, (Asked{"file /k (private)"}));
+    op->wrapped = op->made.wrapped;
+    op->commitment = crypto::commitment(op->key.expose().first<32>(), op->context);
+    op->work = verify_key(*op);
+    Script verify;
+    verify.answers.emplace_back(file);
+    verify.answers.emplace_back(file);
+    EXPECT_TRUE(verify.run(*op));
+}
+
+}  // namespace
+}  // namespace envcrypt::keyring
