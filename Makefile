@@ -17,7 +17,7 @@ ifneq ($(filter demo test bench,$(MAKECMDGOALS)),)
 
 # These install what is missing, PGXS included, before they build.
 demo test bench:
-	@test/$(if $(filter test,$@),run,$@)
+	@test/$(if $(filter test,$@),run,$(if $(filter bench,$@),bench/run,$@))
 .PHONY: demo test bench
 
 else
