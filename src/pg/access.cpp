@@ -46,7 +46,8 @@ bool holds_any_right(Oid role) {
     Datum values[] = {ObjectIdGetDatum(role)};
     const int done = SPI_execute_with_args(
         "SELECT 1 FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a "
-        "WHERE p.pronamespace = 'envcrypt'::pg_catalog.regnamespace AND a.grantee "
+        "WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace AND "
+        "a.grantee "
         "OPERATOR(pg_catalog.=) $1 "
         "AND p.proname OPERATOR(pg_catalog.<>) 'inspect'",
         1, types, values, nullptr, true, 1);

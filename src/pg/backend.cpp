@@ -42,34 +42,39 @@ void on_catalog_change(Datum, int, uint32) {
     ++epoch;
 }
 
-// Takes back the keys of (sub)transactions that are rolled back.
-void forget_uncommitted(Backend &state, int from_level) {
+// Takes back what rolled back (sub)transactions made or were about to: keys, and an operation that
+// an error left behind.
+void roll_back(Backend &state, int from_level) {
     ErrorReport ignored;
     (void)guarded(ignored, [&] {
+        state.operation.reset();
+        if (state.uncommitted.empty()) return;
+        ++epoch;
         std::erase_if(state.uncommitted, [&](const UncommittedKey &made) {
             if (made.nest_level < from_level) return false;
             state.cache.drop_key(made.key_id);
             return true;
         });
     });
-    ++epoch;
 }
 
 void on_transaction(XactEvent event, void *) {
     Backend *state = backend_if_any();
-    if (state == nullptr || state->uncommitted.empty()) return;
+    if (state == nullptr) return;
     switch (event) {
         case XACT_EVENT_PRE_PREPARE:
+            if (state->uncommitted.empty()) break;
             ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
                             errmsg("cannot PREPARE a transaction that has made keys"),
                             errhint("Commit the key change in a transaction of its own.")));
             break;
         case XACT_EVENT_ABORT:
         case XACT_EVENT_PARALLEL_ABORT:
-            forget_uncommitted(*state, 0);
+            roll_back(*state, 0);
             break;
         case XACT_EVENT_COMMIT:
         case XACT_EVENT_PARALLEL_COMMIT:
+            if (state->uncommitted.empty()) break;
             state->uncommitted.clear();
             ++epoch;
             break;
@@ -80,11 +85,11 @@ void on_transaction(XactEvent event, void *) {
 
 void on_subtransaction(SubXactEvent event, SubTransactionId, SubTransactionId, void *) {
     Backend *state = backend_if_any();
-    if (state == nullptr || state->uncommitted.empty()) return;
+    if (state == nullptr) return;
     const int level = GetCurrentTransactionNestLevel();
     if (event == SUBXACT_EVENT_ABORT_SUB) {
-        forget_uncommitted(*state, level);
-    } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
+        roll_back(*state, level);
+    } else if (event == SUBXACT_EVENT_COMMIT_SUB && !state->uncommitted.empty()) {
         for (UncommittedKey &made : state->uncommitted)
             if (made.nest_level == level) made.nest_level = level - 1;
         ++epoch;

@@ -73,22 +73,44 @@ ByteView optional_text(FunctionCallInfo fcinfo, int argument, const char *name) 
     return varlena_bytes(PG_GETARG_TEXT_PP(argument));
 }
 
+// PostgreSQL's own conversion would repeat the bytes that it cannot convert in its error. The
+// result ends with a zero byte.
+text *convert(ByteView bytes, int from, int to, const char *what) {
+    const Oid conversion = FindDefaultConversionProc(from, to);
+    if (!OidIsValid(conversion))
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+                        errmsg("there is no conversion from encoding %s to %s",
+                               pg_encoding_to_char(from), pg_encoding_to_char(to))));
+    const std::size_t room = bytes.size() * MAX_CONVERSION_GROWTH + 1;
+    auto *result =
+        static_cast<text *>(MemoryContextAllocHuge(CurrentMemoryContext, VARHDRSZ + room));
+    const int converted = pg_do_encoding_conversion_buf(
+        conversion, from, to, const_cast<unsigned char *>(bytes.data()),
+        static_cast<int>(bytes.size()), reinterpret_cast<unsigned char *>(VARDATA(result)),
+        static_cast<int>(Min(room, static_cast<std::size_t>(PG_INT32_MAX))), true);
+    if (converted != static_cast<int>(bytes.size()))
+        ereport(ERROR, (errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+                        errmsg("%s has a character without equivalent in encoding %s", what,
+                               pg_encoding_to_char(to))));
+    const std::size_t length = strlen(VARDATA(result));
+    if (length > MaxAllocSize - VARHDRSZ)
+        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("%s is too long", what)));
+    SET_VARSIZE(result, VARHDRSZ + length);
+    return result;
+}
+
 // Text as it is stored and authenticated: UTF-8, whatever the server encoding.
 ByteView to_utf8(ByteView text, const char *what) {
     const int encoding = GetDatabaseEncoding();
     if (encoding == PG_UTF8 || text.empty()) return text;
-    const char *from = reinterpret_cast<const char *>(text.data());
-    const int length = static_cast<int>(text.size());
-    if (encoding == PG_SQL_ASCII) {
-        if (!pg_verify_mbstr(PG_UTF8, from, length, true))
-            ereport(ERROR, (errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-                            errmsg("%s is not valid UTF-8", what),
-                            errdetail("In a database of encoding SQL_ASCII, only UTF-8 text can be "
-                                      "encrypted.")));
-        return text;
-    }
-    const char *converted = pg_server_to_any(from, length, PG_UTF8);
-    return {reinterpret_cast<const std::uint8_t *>(converted), strlen(converted)};
+    if (encoding != PG_SQL_ASCII) return varlena_bytes(convert(text, encoding, PG_UTF8, what));
+    if (!pg_verify_mbstr(PG_UTF8, reinterpret_cast<const char *>(text.data()),
+                         static_cast<int>(text.size()), true))
+        ereport(ERROR, (errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+                        errmsg("%s is not valid UTF-8", what),
+                        errdetail("In a database of encoding SQL_ASCII, only UTF-8 text can be "
+                                  "encrypted.")));
+    return text;
 }
 
 keyring::Subkey &opening_subkey(OpeningSite &site, const value::Parsed &parsed) {
@@ -167,10 +189,10 @@ text *from_utf8(bytea *plaintext) {
     if (unlikely(!pg_verify_mbstr(PG_UTF8, bytes, length, true)))
         ereport(ERROR,
                 (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the decrypted text is not valid UTF-8")));
-    if (GetDatabaseEncoding() == PG_UTF8) return reinterpret_cast<text *>(plaintext);
-    char *converted = pg_any_to_server(bytes, length, PG_UTF8);
-    if (converted == bytes) return reinterpret_cast<text *>(plaintext);
-    return cstring_to_text(converted);
+    const int encoding = GetDatabaseEncoding();
+    if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII || length == 0)
+        return reinterpret_cast<text *>(plaintext);
+    return convert(varlena_bytes(plaintext), PG_UTF8, encoding, "the decrypted text");
 }
 
 keyring::OpenKey &sealing_key(SealingSite &site, ByteView tenant) {

@@ -55,8 +55,11 @@ void make_first_key(const TenantRow &tenant, const Place &place) {
     run_operation();
     // what the operation holds stays alive until the next one is prepared
     const kms::Answer &made = state.operation->made;
-    key.commitment = crypto::commitment(state.operation->key.expose().first<crypto::kKeySize>(),
-                                        state.operation->context);
+    if (!guarded(report, [&] {
+            key.commitment = crypto::commitment(
+                state.operation->key.expose().first<crypto::kKeySize>(), state.operation->context);
+        }))
+        raise(report);
     auto *wrapped = static_cast<std::uint8_t *>(palloc(made.wrapped.size()));
     memcpy(wrapped, made.wrapped.data(), made.wrapped.size());
     WrappedKeyRow row{key.key_id,
