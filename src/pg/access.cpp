@@ -50,7 +50,7 @@ bool holds_any_right(Oid role) {
         "a.grantee "
         "OPERATOR(pg_catalog.=) $1 "
         "AND p.proname OPERATOR(pg_catalog.<>) 'inspect'",
-        1, types, values, nullptr, true, 1);
+        1, types, values, nullptr, false, 1);
     if (done != SPI_OK_SELECT) elog(ERROR, "envcrypt: could not read the rights");
     return SPI_processed > 0;
 }

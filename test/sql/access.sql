@@ -1,0 +1,126 @@
+-- Who may do what: rights, servers, mappings; SET ROLE reaches nobody else's keys.
+\set ECHO none
+\getenv dir ENVCRYPT_TEST_DIR
+\set setup :dir '/setup.sql'
+\set teardown :dir '/teardown.sql'
+\i :setup
+\set ECHO all
+SET client_min_messages = error;
+DROP ROLE IF EXISTS regress_app, regress_reader, regress_boss, "regress Strange";
+RESET client_min_messages;
+CREATE ROLE regress_app; CREATE ROLE regress_reader; CREATE ROLE regress_boss; CREATE ROLE "regress Strange";
+CREATE TABLE t (a envcrypt.encrypted(text));
+INSERT INTO t VALUES ('secret'::text);
+GRANT SELECT, INSERT ON t TO PUBLIC;
+GRANT EXECUTE ON FUNCTION error_of(text) TO PUBLIC;
+
+-- nothing that touches keys is PUBLIC's
+SELECT p.oid::regprocedure FROM pg_proc p WHERE pronamespace = 'envcrypt'::regnamespace
+    AND has_function_privilege('regress_app', p.oid, 'EXECUTE') ORDER BY oid::regprocedure::text;
+SELECT relname FROM pg_class WHERE relnamespace = 'envcrypt'::regnamespace AND relkind IN ('r', 'v') AND has_table_privilege('regress_app', oid, 'SELECT');
+SET ROLE regress_app;
+SELECT a::text ~ '^ec1:' FROM t;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+
+-- the right alone is not enough: USAGE on the server, then a mapping
+SELECT envcrypt.grant_access('regress_app', '{encrypt,decrypt}');
+SET ROLE regress_app;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+GRANT USAGE ON FOREIGN SERVER kms TO regress_app;
+SET ROLE regress_app;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+CREATE USER MAPPING FOR regress_app SERVER kms;
+SET ROLE regress_app;
+SELECT envcrypt.decrypt(a) FROM t;
+INSERT INTO t VALUES ('by app'::text);
+SELECT envcrypt.decrypt(a) FROM t;
+SELECT error_of($$SELECT envcrypt.create_tenant('x', 'kms')$$);
+SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{manage}')$$);
+SELECT error_of('SELECT * FROM envcrypt.wrapped_key');
+-- another role in the same session has nothing of it
+SET ROLE regress_reader;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+SELECT envcrypt.grant_access('regress_reader', '{decrypt}');
+GRANT USAGE ON FOREIGN SERVER kms TO regress_reader;
+SET ROLE regress_reader;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+CREATE USER MAPPING FOR PUBLIC SERVER kms;
+SET ROLE regress_reader;
+SELECT count(envcrypt.decrypt(a)) FROM t;
+SELECT error_of($$INSERT INTO t VALUES ('x'::text)$$);
+SELECT error_of($$SELECT envcrypt.encrypt('x')$$);
+SELECT tenant FROM envcrypt.inspect((SELECT a FROM t LIMIT 1));
+RESET ROLE;
+-- each has an entry of its own in the cache
+SELECT count(*) AS entries, count(DISTINCT key_id) AS keys FROM envcrypt.cache;
+
+-- what is taken away is gone at the next statement, cached or not
+DROP USER MAPPING FOR PUBLIC SERVER kms;
+SET ROLE regress_reader;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+SET ROLE regress_app;
+SELECT count(envcrypt.decrypt(a)) FROM t;
+RESET ROLE;
+REVOKE USAGE ON FOREIGN SERVER kms FROM regress_app;
+SET ROLE regress_app;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+GRANT USAGE ON FOREIGN SERVER kms TO regress_app;
+SELECT envcrypt.revoke_access('regress_app', '{decrypt}');
+SET ROLE regress_app;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+SELECT envcrypt.encrypt('x') IS NOT NULL;
+RESET ROLE;
+SELECT envcrypt.revoke_access('regress_app', '{encrypt}');
+SELECT has_schema_privilege('regress_app', 'envcrypt', 'USAGE');
+-- rights come by membership, and go with it
+GRANT regress_reader TO regress_app;
+CREATE USER MAPPING FOR regress_reader SERVER kms;
+SET ROLE regress_app;
+SELECT count(envcrypt.decrypt(a)) FROM t;
+RESET ROLE;
+REVOKE regress_reader FROM regress_app;
+SET ROLE regress_app;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+
+-- SECURITY DEFINER uses the owner's keys, by design
+CREATE FUNCTION read_all() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(envcrypt.decrypt(a)) FROM t';
+SET ROLE regress_boss;
+SELECT read_all();
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+RESET ROLE;
+
+-- a manager makes tenants without being a superuser
+SELECT envcrypt.grant_access('regress_boss', '{manage}');
+GRANT USAGE ON FOREIGN SERVER kms TO regress_boss;
+CREATE USER MAPPING FOR regress_boss SERVER kms;
+SET ROLE regress_boss;
+SELECT envcrypt.create_tenant('boss', 'kms');
+SELECT ok, identity, sqlstate FROM envcrypt.check_server('kms');
+SELECT count(*) FROM envcrypt.cache;
+SELECT error_of($$SELECT envcrypt.encrypt('x', 'boss')$$);
+RESET ROLE;
+SELECT tenant, purpose, version, state, suite, length(commitment) FROM envcrypt.data_key ORDER BY tenant;
+SELECT k.tenant, w.server, w.master_key, length(w.wrapped) FROM envcrypt.wrapped_key w JOIN envcrypt.data_key k USING (key_id) ORDER BY 1;
+
+-- bad calls
+SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{read}')$$);
+SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{}')$$);
+SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{NULL}')$$);
+SELECT error_of($$SELECT envcrypt.grant_access('regress_nobody', '{encrypt}')$$);
+SELECT envcrypt.grant_access('"regress Strange"', '{encrypt,decrypt,search,manage}');
+SELECT has_function_privilege('regress Strange', 'envcrypt.decrypt(envcrypt.encrypted, text)', 'EXECUTE');
+SELECT envcrypt.revoke_access('"regress Strange"', '{encrypt,decrypt,search,manage}');
+SELECT count(*) FROM pg_proc, aclexplode(proacl) a WHERE a.grantee = '"regress Strange"'::regrole;
+
+DROP TABLE t;
+DROP FUNCTION read_all();
+\set ECHO none
+\i :teardown
+DROP ROLE regress_app, regress_reader, regress_boss, "regress Strange";
