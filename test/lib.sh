@@ -9,11 +9,15 @@ cd "$top"
 work=$top/build
 if [ "$(id -u)" = 0 ]; then
     server_user=$(id -un postgres 2>/dev/null || echo nobody)
-    as_server() { setpriv --reuid="$server_user" --regid="$(id -gn "$server_user")" --clear-groups -- "$@"; }
+    server_group=$(id -gn "$server_user")
+    as_server() { setpriv --reuid="$server_user" --regid="$server_group" --clear-groups -- "$@"; }
+    # for the background: the process is then the server's own, and $! its pid
+    exec_as_server() { exec setpriv --reuid="$server_user" --regid="$server_group" --clear-groups -- "$@"; }
     as_server test -x "$top" || work=
 else
     server_user=$(id -un)
     as_server() { "$@"; }
+    exec_as_server() { exec "$@"; }
 fi
 temporary=
 if [ -z "$work" ]; then work=$(mktemp -d "${TMPDIR:-/tmp}/envcrypt.XXXXXX"); temporary=$work; fi
