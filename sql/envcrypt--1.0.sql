@@ -222,12 +222,13 @@ REVOKE ALL ON envcrypt.cache FROM PUBLIC;
 CREATE FUNCTION envcrypt.guard_command() RETURNS event_trigger
     AS 'MODULE_PATHNAME', 'envcrypt_guard_command' LANGUAGE C;
 COMMENT ON FUNCTION envcrypt.guard_command() IS
-    'Refuses to drop the extension while keys exist, and to rename a server that wraps keys.';
+    'Refuses to drop the extension, or take it apart, while keys exist, and to rename a server that wraps keys.';
 CREATE FUNCTION envcrypt.guard_servers() RETURNS event_trigger
     AS 'MODULE_PATHNAME', 'envcrypt_guard_servers' LANGUAGE C;
 COMMENT ON FUNCTION envcrypt.guard_servers() IS 'Refuses to drop a server that wraps keys.';
 CREATE EVENT TRIGGER envcrypt_guard_command ON ddl_command_start
-    WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED', 'ALTER SERVER')
+    WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED', 'ALTER SERVER', 'ALTER EXTENSION', 'ALTER SCHEMA',
+        'ALTER TABLE', 'ALTER INDEX')
     EXECUTE FUNCTION envcrypt.guard_command();
 ALTER EVENT TRIGGER envcrypt_guard_command ENABLE ALWAYS;
 CREATE EVENT TRIGGER envcrypt_guard_servers ON sql_drop EXECUTE FUNCTION envcrypt.guard_servers();

@@ -19,7 +19,7 @@ std::uint32_t salt_number(std::span<const std::uint8_t, value::kSaltSize> salt) 
 
 std::size_t Cache::RefHash::operator()(const KeyRef &ref) const {
     // key ids are random
-    return static_cast<std::size_t>(ref.key_id ^ ref.identity[2] * 0x9e3779b97f4a7c15u);
+    return static_cast<std::size_t>(ref.key_id ^ ref.identity[4] * 0x9e3779b97f4a7c15u);
 }
 
 std::size_t Cache::SubkeyHash::operator()(const SubkeyRef &ref) const {

@@ -74,7 +74,7 @@ void Credentials::keep(const IdentityId &id, identity::Credential credential, km
     std::erase_if(kept_, [&](const auto &kept) {
         return kept.second.expires <= now ||
                // an older version of the same mapping and server
-               (kept.first[0] == id[0] && kept.first[2] == id[2]);
+               (kept.first[0] == id[0] && kept.first[4] == id[4]);
     });
     if (now < credential.expires) kept_.insert_or_assign(id, std::move(credential));
 }

@@ -15,8 +15,8 @@
 namespace envcrypt::keyring {
 
 // Names a user mapping and its server as they were at one moment; any change of either makes
-// another.
-using IdentityId = std::array<std::uint32_t, 4>;
+// another. [0] and [4] are their OIDs, the others say which version.
+using IdentityId = std::array<std::uint32_t, 8>;
 
 // Credentials in use, by identity. A forgotten or expired one is obtained anew when needed.
 class Credentials {

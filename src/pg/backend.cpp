@@ -106,7 +106,9 @@ void register_callbacks() {
     CacheRegisterRelcacheCallback(on_relation_change, 0);
     CacheRegisterSyscacheCallback(FOREIGNSERVEROID, on_catalog_change, 0);
     CacheRegisterSyscacheCallback(USERMAPPINGOID, on_catalog_change, 0);
+    CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, on_catalog_change, 0);
     CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, on_catalog_change, 0);
+    CacheRegisterSyscacheCallback(AUTHOID, on_catalog_change, 0);
     RegisterXactCallback(on_transaction, nullptr);
     RegisterSubXactCallback(on_subtransaction, nullptr);
 }

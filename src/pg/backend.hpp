@@ -56,8 +56,7 @@ extern int setting_cache_ttl;                 // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
 
-// Moves on with every invalidation of the key tables, of servers, user mappings and roles'
-// memberships.
+// Moves on with every invalidation of the key tables, of servers, user mappings and roles.
 extern std::uint64_t epoch;
 
 // Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted

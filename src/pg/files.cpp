@@ -25,8 +25,11 @@ Error file_error(ErrorCode code, const std::string &path, const char *what, cons
 }
 
 Error system_error(const std::string &path, int error) {
+    // what somebody took away is a denial; what the machine is short of is an outage
+    const bool denied =
+        error == EACCES || error == EPERM || error == ENOENT || error == ENOTDIR || error == ELOOP;
     return {
-        ErrorCode::denied, "could not read file \"" + path + "\"",
+        denied ? ErrorCode::denied : ErrorCode::unreachable, "could not read file \"" + path + "\"",
         std::string("The system says: ") + strerror(error) + ".",
         "The file must be readable by the operating system user that runs the database server."};
 }

@@ -97,16 +97,23 @@ Oid relation_oid(const char *name) {
 
 struct Table {
     const char *name;
+    int columns;
     Oid KeyTables::*watched;
 };
-constexpr Table kTenant{"tenant", &KeyTables::tenant};
-constexpr Table kDataKey{"data_key", &KeyTables::data_key};
-constexpr Table kWrappedKey{"wrapped_key", &KeyTables::wrapped_key};
+constexpr Table kTenant{"tenant", tenant_column::count, &KeyTables::tenant};
+constexpr Table kDataKey{"data_key", key_column::count, &KeyTables::data_key};
+constexpr Table kWrappedKey{"wrapped_key", wrapped_column::count, &KeyTables::wrapped_key};
 
 Relation open_table(const Table &table, LOCKMODE mode) {
     const Oid oid = relation_oid(table.name);
     watched_tables.*table.watched = oid;
-    return table_open(oid, mode);
+    Relation relation = table_open(oid, mode);
+    if (RelationGetNumberOfAttributes(relation) != table.columns)
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_CORRUPTED),
+                 errmsg("table envcrypt.%s does not have the columns it was made with", table.name),
+                 errhint("Take back what was added to it or dropped from it.")));
+    return relation;
 }
 
 // Calls visit(values, nulls) for each visible row that the keys find, until it answers false.
@@ -121,6 +128,8 @@ void scan(const Table &table, const char *index, ScanKeyData *keys, int key_coun
         Datum values[16];
         bool nulls[16];
         heap_deform_tuple(tuple, RelationGetDescr(relation), values, nulls);
+        for (int i = 0; i < table.columns; ++i)
+            if (nulls[i]) corrupt_row(table.name, "NULL");
         if (!visit(tuple, values, nulls)) break;
     }
     systable_endscan(found);
@@ -136,7 +145,8 @@ void key_equals(ScanKeyData *key, AttrNumber column, std::uint64_t key_id) {
                 Int64GetDatum(static_cast<int64>(key_id)));
 }
 
-void read_key(const Datum *values, KeyRow &row) {
+void read_key(HeapTuple tuple, const Datum *values, KeyRow &row) {
+    row.own = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
     row.key_id = static_cast<std::uint64_t>(DatumGetInt64(values[key_column::key_id - 1]));
     row.tenant = TextDatumGetCString(values[key_column::tenant - 1]);
     row.purpose = purpose_of(TextDatumGetCString(values[key_column::purpose - 1]));
@@ -196,11 +206,12 @@ bool find_key(std::uint64_t key_id, KeyRow &row) {
     bool found = false;
     ScanKeyData key;
     key_equals(&key, key_column::key_id, key_id);
-    scan(kDataKey, "data_key_pkey", &key, 1, [&](HeapTuple, const Datum *values, const bool *) {
-        read_key(values, row);
-        found = true;
-        return false;
-    });
+    scan(kDataKey, "data_key_pkey", &key, 1,
+         [&](HeapTuple tuple, const Datum *values, const bool *) {
+             read_key(tuple, values, row);
+             found = true;
+             return false;
+         });
     return found;
 }
 
@@ -210,9 +221,9 @@ bool find_newest_key(const char *tenant, bool (*usable)(const KeyRow &row), KeyR
     key_equals(&keys[0], key_column::tenant, tenant);
     key_equals(&keys[1], key_column::purpose, crypto::purpose_name(crypto::Purpose::data));
     scan(kDataKey, "data_key_tenant_purpose_version_key", keys, 2,
-         [&](HeapTuple, const Datum *values, const bool *) {
+         [&](HeapTuple tuple, const Datum *values, const bool *) {
              KeyRow other;
-             read_key(values, other);
+             read_key(tuple, values, other);
              if (other.state == KeyState::active && (!found || other.version > row.version) &&
                  usable(other)) {
                  row = other;

@@ -28,6 +28,7 @@ struct KeyRow {
     int version;
     KeyState state;
     crypto::Digest commitment;
+    bool own;  // written by the transaction under way
 };
 
 struct WrappedKeyRow {

@@ -43,11 +43,13 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
                 ProcessUtilityContext context, ParamListInfo parameters,
                 QueryEnvironment *environment, DestReceiver *receiver,
                 QueryCompletion *completion) {
+    // the statement may be gone after it was run
+    const bool discards_all =
+        IsA(statement->utilityStmt, DiscardStmt) &&
+        reinterpret_cast<DiscardStmt *>(statement->utilityStmt)->target == DISCARD_ALL;
     (next_utility_hook != nullptr ? next_utility_hook : standard_ProcessUtility)(
         statement, query, read_only, context, parameters, environment, receiver, completion);
-    if (!IsA(statement->utilityStmt, DiscardStmt) ||
-        reinterpret_cast<DiscardStmt *>(statement->utilityStmt)->target != DISCARD_ALL)
-        return;
+    if (!discards_all) return;
     if (Backend *state = backend_if_any()) {
         ErrorReport report;
         if (!guarded(report, [&] {

@@ -53,7 +53,9 @@ void check_locked_memory() {
 bool may_seal_with(const KeyRow &row) {
     for (const UncommittedKey &made : backend().uncommitted)
         if (made.key_id == row.key_id) return made.first_of_tenant && made.nest_level == 1;
-    return true;
+    // one that this transaction wrote by other means; or a parallel worker, which does not know how
+    // its leader made it
+    return !row.own;
 }
 
 bool is_uncommitted(const char *tenant) {
@@ -110,7 +112,7 @@ OpenKey &open_key(const KeyRow &key) {
     run_operation();
     check_locked_memory();
     if (!guarded(report, [&] {
-            open = &state.cache.put(ref, key.tenant, place.server->servername,
+            open = &state.cache.put(ref, key.tenant, place.server_name,
                                     std::move(state.operation->key), now(),
                                     std::chrono::seconds(setting_cache_ttl),
                                     static_cast<std::size_t>(setting_cache_size));

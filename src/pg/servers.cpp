@@ -36,14 +36,14 @@ kms::Options as_options(const OptionText *texts, int count) {
 Datum validate(FunctionCallInfo fcinfo, const kms::Dialect &dialect) {
     List *options = untransformRelOptions(PG_GETARG_DATUM(0));
     const Oid catalog = PG_GETARG_OID(1);
-    if (options == NIL) PG_RETURN_VOID();
-
+    // an empty list, too: it may take options away, and a mapping without any is one of a local KMS
     if (!superuser())
         ereport(ERROR,
                 (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
                  errmsg("permission denied to set options of %s", dialect.wrapper_name()),
                  errdetail("Options name secrets of the database server, so only a superuser may "
-                           "set them.")));
+                           "set them, and make servers and user mappings.")));
+    if (options == NIL) PG_RETURN_VOID();
     const bool on_server = catalog == ForeignServerRelationId;
     if (!on_server && catalog != UserMappingRelationId)
         ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
@@ -63,35 +63,47 @@ Datum validate(FunctionCallInfo fcinfo, const kms::Dialect &dialect) {
 
 }  // namespace
 
+// Which version of a catalog row this is.
+static void name_version(HeapTuple tuple, std::uint32_t *version) {
+    version[0] = HeapTupleHeaderGetRawXmin(tuple->t_data);
+    version[1] = ItemPointerGetBlockNumberNoCheck(&tuple->t_self);
+    version[2] = ItemPointerGetOffsetNumberNoCheck(&tuple->t_self);
+}
+
 PlaceFault find_place(const char *name, Oid role, Place &place) {
-    ForeignServer *server = GetForeignServerByName(name, true);
-    if (server == nullptr) return PlaceFault::no_server;
+    const Oid server = get_foreign_server_oid(name, true);
+    if (!OidIsValid(server)) return PlaceFault::no_server;
+    // the options and their version from one and the same row
+    HeapTuple tuple = SearchSysCacheCopy1(FOREIGNSERVEROID, ObjectIdGetDatum(server));
+    if (!HeapTupleIsValid(tuple)) return PlaceFault::no_server;
+    const auto *row = reinterpret_cast<Form_pg_foreign_server>(GETSTRUCT(tuple));
+    place.server_name = pstrdup(NameStr(row->srvname));
     place.server = server;
-    const char *wrapper = GetForeignDataWrapper(server->fdwid)->fdwname;
+    place.identity[0] = server;
+    name_version(tuple, &place.identity[1]);
+    bool is_null;
+    Datum options =
+        SysCacheGetAttr(FOREIGNSERVEROID, tuple, Anum_pg_foreign_server_srvoptions, &is_null);
+    place.server_options = is_null ? NIL : untransformRelOptions(options);
+
+    const char *wrapper = GetForeignDataWrapper(row->srvfdw)->fdwname;
     ErrorReport report;
     if (!guarded(report, [&] { place.dialect = kms::find_dialect(wrapper); })) raise(report);
     if (place.dialect == nullptr) return PlaceFault::other_wrapper;
-    if (!may_use_server(server->serverid, role)) return PlaceFault::no_usage;
+    if (!may_use_server(server, role)) return PlaceFault::no_usage;
 
-    HeapTuple mapping = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role),
-                                        ObjectIdGetDatum(server->serverid));
+    HeapTuple mapping =
+        SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role), ObjectIdGetDatum(server));
     if (!HeapTupleIsValid(mapping))
         mapping = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
-                                  ObjectIdGetDatum(server->serverid));
+                                  ObjectIdGetDatum(server));
     if (!HeapTupleIsValid(mapping)) return PlaceFault::no_mapping;
-    bool is_null;
-    const Datum options =
+    options =
         SysCacheGetAttr(USERMAPPINGUSERSERVER, mapping, Anum_pg_user_mapping_umoptions, &is_null);
     place.identity_options = is_null ? NIL : untransformRelOptions(options);
-    place.identity[2] = reinterpret_cast<Form_pg_user_mapping>(GETSTRUCT(mapping))->oid;
-    place.identity[3] = HeapTupleHeaderGetRawXmin(mapping->t_data);
+    place.identity[4] = reinterpret_cast<Form_pg_user_mapping>(GETSTRUCT(mapping))->oid;
+    name_version(mapping, &place.identity[5]);
     ReleaseSysCache(mapping);
-
-    HeapTuple tuple = SearchSysCache1(FOREIGNSERVEROID, ObjectIdGetDatum(server->serverid));
-    if (!HeapTupleIsValid(tuple)) return PlaceFault::no_server;
-    place.identity[0] = server->serverid;
-    place.identity[1] = HeapTupleHeaderGetRawXmin(tuple->t_data);
-    ReleaseSysCache(tuple);
     return PlaceFault::none;
 }
 
@@ -133,15 +145,15 @@ void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
 void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
                        std::uint64_t key_id, const char *tenant) {
     Backend &state = backend();
-    const OptionText *server_texts = option_texts(place.server->options);
-    const int server_count = list_length(place.server->options);
+    const OptionText *server_texts = option_texts(place.server_options);
+    const int server_count = list_length(place.server_options);
     const OptionText *identity_texts = option_texts(place.identity_options);
     const int identity_count = list_length(place.identity_options);
     ErrorReport report;
     if (!guarded(report, [&]() -> Status {
             auto operation = std::make_unique<keyring::Operation>();
             kms::Server &server = operation->server;
-            server.name = place.server->servername;
+            server.name = place.server_name;
             server.dialect = place.dialect;
             server.options = as_options(server_texts, server_count);
             server.identity = as_options(identity_texts, identity_count);
@@ -163,7 +175,7 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
         if (!warned)
             ereport(
                 WARNING,
-                (errmsg("KMS \"%s\" is a file on the database server", place.server->servername),
+                (errmsg("KMS \"%s\" is a file on the database server", place.server_name),
                  errdetail("Whoever reads the server's disk can read the master key: the local KMS "
                            "is for development and tests.")));
         warned = true;

@@ -10,7 +10,9 @@ namespace envcrypt::pg {
 // A server under the mapping of one role, found usable by it. Allocated in the current memory
 // context.
 struct Place {
-    ForeignServer *server;
+    Oid server;
+    char *server_name;
+    List *server_options;  // of DefElem
     const kms::Dialect *dialect;
     List *identity_options;  // of DefElem
     keyring::IdentityId identity;

@@ -110,7 +110,10 @@ ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
         ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
                         errmsg("tenant \"%s\" exists already", tenant.name),
                         errdetail("A name is never used again, not even of a destroyed tenant.")));
-    const Place place = place_of(tenant.server);
+    Place place = place_of(tenant.server);
+    // nobody drops or renames it before the key that it wraps is committed
+    LockDatabaseObject(ForeignServerRelationId, place.server, 0, AccessShareLock);
+    place = place_of(tenant.server);
     if (tenant.master_key[0] != '\0' && place.dialect == &kms::local_dialect())
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
                         errmsg("a local KMS has no master key of a tenant's own")));

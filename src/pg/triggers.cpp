@@ -16,9 +16,14 @@ EventTriggerData *event_data(FunctionCallInfo fcinfo) {
 }
 
 bool keys_exist() {
+    if (!OidIsValid(get_extension_oid("envcrypt", true))) return false;
     const Oid schema = get_namespace_oid("envcrypt", true);
-    return OidIsValid(schema) && OidIsValid(get_relname_relid("wrapped_key", schema)) &&
-           any_wrapped_key(nullptr);
+    const Oid table = OidIsValid(schema) ? get_relname_relid("wrapped_key", schema) : InvalidOid;
+    // where it cannot be looked up, nothing may be lost
+    if (!OidIsValid(table)) return true;
+    // waits for those who are about to commit a key
+    LockRelationOid(table, AccessExclusiveLock);
+    return any_wrapped_key(nullptr);
 }
 
 [[noreturn]] void refuse_loss(const char *what) {
@@ -71,6 +76,45 @@ void check_drop(DropStmt *drop) {
                                                      : "drop schema envcrypt");
 }
 
+[[noreturn]] void refuse_server(const char *what, const char *server) {
+    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+                    errmsg("cannot %s server \"%s\": keys are wrapped by it", what, server),
+                    errdetail("The rows of envcrypt.wrapped_key name it; their keys could not be "
+                              "unwrapped any more."),
+                    errhint("Keep the server under this name as long as it wraps keys.")));
+    pg_unreachable();
+}
+
+[[noreturn]] void refuse_rename() {
+    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+                    errmsg("the schema and the tables of extension envcrypt keep their names"),
+                    errdetail("The keys are found by them.")));
+    pg_unreachable();
+}
+
+// Whether a command names a table of the extension's.
+bool is_key_table(RangeVar *name) {
+    if (name == nullptr) return false;
+    const Oid table = RangeVarGetRelid(name, NoLock, true);
+    return OidIsValid(table) && get_rel_namespace(table) == get_namespace_oid("envcrypt", true);
+}
+
+void check_rename(RenameStmt *rename) {
+    if (rename->renameType == OBJECT_SCHEMA && strcmp(rename->subname, "envcrypt") == 0)
+        refuse_rename();
+    if ((rename->renameType == OBJECT_TABLE || rename->renameType == OBJECT_COLUMN ||
+         rename->renameType == OBJECT_INDEX) &&
+        is_key_table(rename->relation))
+        refuse_rename();
+    if (rename->renameType == OBJECT_FOREIGN_SERVER) {
+        const Oid server = get_foreign_server_oid(strVal(rename->object), true);
+        if (OidIsValid(server))
+            LockDatabaseObject(ForeignServerRelationId, server, 0, AccessExclusiveLock);
+        if (any_wrapped_key(strVal(rename->object)))
+            refuse_server("rename", strVal(rename->object));
+    }
+}
+
 void check_drop_owned(DropOwnedStmt *drop) {
     const Oid extension = extension_owner();
     const Oid schema = schema_owner();
@@ -80,15 +124,6 @@ void check_drop_owned(DropOwnedStmt *drop) {
         if (OidIsValid(role) && (role == extension || role == schema) && keys_exist())
             refuse_loss("drop what the owner of extension envcrypt owns");
     }
-}
-
-[[noreturn]] void refuse_server(const char *what, const char *server) {
-    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-                    errmsg("cannot %s server \"%s\": keys are wrapped by it", what, server),
-                    errdetail("The rows of envcrypt.wrapped_key name it; their keys could not be "
-                              "unwrapped any more."),
-                    errhint("Keep the server under this name as long as it wraps keys.")));
-    pg_unreachable();
 }
 
 }  // namespace
@@ -104,7 +139,8 @@ ENVCRYPT_FUNCTION(envcrypt_keys_changed) {
     return PointerGetDatum(nullptr);
 }
 
-// ddl_command_start: DROP EXTENSION, DROP SCHEMA, DROP OWNED, ALTER SERVER ... RENAME.
+// ddl_command_start: DROP EXTENSION, DROP SCHEMA, DROP OWNED, ALTER EXTENSION ... DROP, renames of
+// the schema, the tables, ALTER SERVER ... RENAME.
 ENVCRYPT_FUNCTION(envcrypt_guard_command) {
     Node *statement = event_data(fcinfo)->parsetree;
     if (IsA(statement, DropStmt)) {
@@ -112,9 +148,14 @@ ENVCRYPT_FUNCTION(envcrypt_guard_command) {
     } else if (IsA(statement, DropOwnedStmt)) {
         check_drop_owned(reinterpret_cast<DropOwnedStmt *>(statement));
     } else if (IsA(statement, RenameStmt)) {
-        auto *rename = reinterpret_cast<RenameStmt *>(statement);
-        if (rename->renameType == OBJECT_FOREIGN_SERVER && any_wrapped_key(strVal(rename->object)))
-            refuse_server("rename", strVal(rename->object));
+        check_rename(reinterpret_cast<RenameStmt *>(statement));
+    } else if (IsA(statement, AlterObjectSchemaStmt)) {
+        if (is_key_table(reinterpret_cast<AlterObjectSchemaStmt *>(statement)->relation))
+            refuse_rename();
+    } else if (IsA(statement, AlterExtensionContentsStmt)) {
+        auto *alter = reinterpret_cast<AlterExtensionContentsStmt *>(statement);
+        if (strcmp(alter->extname, "envcrypt") == 0 && alter->action < 0 && keys_exist())
+            refuse_loss("take objects out of extension envcrypt");
     }
     return PointerGetDatum(nullptr);
 }

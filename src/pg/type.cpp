@@ -9,6 +9,7 @@ namespace {
 // The plaintext types that can be declared.
 constexpr value::Type kDeclarable[] = {value::Type::text, value::Type::bytea};
 
+// COPY's context would put what was fed in into the log, hence errhidecontext() on these errors.
 // How to write what type input refuses: most often a literal without a cast.
 constexpr const char *kWriteHint =
     "Plaintext is encrypted on assignment from its own type: write 'value'::text, or "
@@ -17,8 +18,16 @@ constexpr const char *kWriteHint =
 
 }  // namespace
 
+static void require_valid_typmod(int32 typmod) {
+    const auto number = static_cast<std::uint8_t>(typmod_type(typmod));
+    if (number == 0 || number > value::kLastType)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("invalid type modifier of type encrypted")));
+}
+
 void require_fit(value::Type type, int32 typmod) {
     if (typmod == kNoTypmod || typmod_type(typmod) == type) return;
+    require_valid_typmod(typmod);  // a caller of the cast functions can give any number
     ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
                     errmsg("a value of type %s does not fit a column of type encrypted(%s)",
                            value::type_name(type), value::type_name(typmod_type(typmod))),
@@ -45,7 +54,7 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
                              (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
                               errmsg("invalid input for type encrypted: not an encrypted value"),
                               errdetail("The text form of an encrypted value is ec1: and base64."),
-                              errhint("%s", kWriteHint)));
+                              errhint("%s", kWriteHint), errhidecontext(true)));
     value::Parsed parsed;
     const value::Fault fault = value::parse({bytes, *decoded}, parsed);
     if (fault != value::Fault::none)
@@ -53,7 +62,7 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
                              (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
                               errmsg("invalid input for type encrypted"),
                               errdetail("The check that failed: %s.", value::fault_name(fault)),
-                              errhint("%s", kWriteHint)));
+                              errhint("%s", kWriteHint), errhidecontext(true)));
     require_fit(parsed.header.type, typmod);
     SET_VARSIZE(result, VARHDRSZ + *decoded);
     PG_RETURN_BYTEA_P(result);
@@ -80,7 +89,7 @@ ENVCRYPT_FUNCTION(envcrypt_recv) {
         ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
                         errmsg("invalid binary input for type encrypted"),
                         errdetail("The check that failed: %s.", value::fault_name(fault)),
-                        errhint("%s", kWriteHint)));
+                        errhint("%s", kWriteHint), errhidecontext(true)));
     require_fit(parsed.header.type, typmod);
     auto *result = static_cast<bytea *>(palloc(VARHDRSZ + length));
     SET_VARSIZE(result, VARHDRSZ + length);
@@ -108,10 +117,7 @@ ENVCRYPT_FUNCTION(envcrypt_typmod_in) {
 
 ENVCRYPT_FUNCTION(envcrypt_typmod_out) {
     const int32 typmod = PG_GETARG_INT32(0);
-    const auto number = static_cast<std::uint8_t>(typmod_type(typmod));
-    if (number == 0 || number > value::kLastType)
-        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                        errmsg("invalid type modifier of type encrypted")));
+    require_valid_typmod(typmod);
     PG_RETURN_CSTRING(psprintf("(%s)", value::type_name(typmod_type(typmod))));
 }
 

@@ -92,7 +92,8 @@ private:
 }  // namespace
 
 const char *type_name(Type type) {
-    return kTypeNames[static_cast<std::uint8_t>(type)];
+    const auto number = static_cast<std::uint8_t>(type);
+    return number <= kLastType ? kTypeNames[number] : "";
 }
 
 std::optional<Label> make_label(std::string_view letters) {

@@ -16,6 +16,19 @@ SELECT error_of('DROP SERVER kms CASCADE');
 SET session_replication_role = replica;
 SELECT split_part(error_of(command), E'\n', 1) FROM unnest(ARRAY['DROP EXTENSION envcrypt CASCADE', 'DROP SERVER kms CASCADE', 'ALTER SERVER kms RENAME TO other']) command;
 RESET session_replication_role;
+-- nor is the extension taken apart, or what finds the keys renamed
+SELECT command, split_part(error_of(command), E'\n', 1) FROM unnest(ARRAY['ALTER SCHEMA envcrypt RENAME TO other', 'ALTER TABLE envcrypt.wrapped_key RENAME TO other',
+    'ALTER TABLE envcrypt.data_key RENAME COLUMN tenant TO other', 'ALTER TABLE envcrypt.tenant SET SCHEMA public', 'ALTER INDEX envcrypt.wrapped_key_pkey RENAME TO other',
+    'ALTER EXTENSION envcrypt DROP TABLE envcrypt.wrapped_key']) command;
+BEGIN;
+ALTER TABLE envcrypt.data_key ADD COLUMN more int;
+SELECT error_of($$SELECT envcrypt.encrypt('x')$$);
+ROLLBACK;
+BEGIN;
+ALTER TABLE envcrypt.data_key ALTER commitment DROP NOT NULL;
+UPDATE envcrypt.data_key SET commitment = NULL;
+SELECT split_part(error_of($$SELECT envcrypt.encrypt('x')$$), E'\n', 1);
+ROLLBACK;
 -- the owner of the schema would take the extension along
 CREATE ROLE regress_owner SUPERUSER;
 ALTER SCHEMA envcrypt OWNER TO regress_owner;

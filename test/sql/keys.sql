@@ -146,6 +146,16 @@ BEGIN
     END;
     RAISE NOTICE 'encrypts: %', envcrypt.encrypt('x', 'block') IS NOT NULL;
 END $$;
+-- a parallel worker does not know how its leader made a key, and refuses it
+CREATE TABLE p AS SELECT 'x'::text AS v FROM generate_series(1, 10);
+BEGIN;
+SAVEPOINT s;
+SELECT envcrypt.create_tenant('worker', 'kms');
+SELECT set_config(name, CASE WHEN name = 'parallel_leader_participation' THEN 'off' WHEN name LIKE 'max%' THEN '2' WHEN name LIKE 'min%' THEN '0' ELSE '0' END, true) IS NOT NULL AS set
+    FROM unnest('{parallel_leader_participation,max_parallel_workers_per_gather,min_parallel_table_scan_size,parallel_setup_cost,parallel_tuple_cost}'::text[]) name;
+SELECT count(envcrypt.encrypt(v, 'worker')) FROM p;
+ROLLBACK;
+DROP TABLE p;
 -- a read-only transaction encrypts, but makes no keys
 BEGIN READ ONLY;
 SELECT envcrypt.encrypt('x') IS NOT NULL;

@@ -73,6 +73,9 @@ SELECT error_of('INSERT INTO t (a) SELECT c FROM t WHERE id = 2');
 SELECT error_of('ALTER TABLE t ALTER c TYPE envcrypt.encrypted(text)');
 SELECT error_of($$INSERT INTO t (a) VALUES (7)$$);
 SELECT error_of($$INSERT INTO t (a) VALUES (date '2000-01-01')$$);
+-- whoever calls the cast functions may give any number for a declaration
+SELECT n, split_part(error_of(format('SELECT envcrypt.encrypted(%L::text, %s, true)', 'x', (n::bigint << 26)::bit(32)::int)), E'\n', 1)
+    FROM unnest('{0,16,17,31,-31}'::int[]) n;
 -- a column of plaintext becomes one of ciphertext
 CREATE TABLE old (tenant text, ssn text);
 INSERT INTO old VALUES ('acme', '1'), ('other', '2');

@@ -14,7 +14,7 @@ using std::chrono::seconds;
 constexpr kms::Clock kStart{1000};
 
 KeyRef ref(std::uint64_t key_id, std::uint32_t mapping = 1) {
-    return {{1, 1, mapping, 1}, key_id};
+    return {{1, 1, 1, 1, mapping, 1, 1, 1}, key_id};
 }
 
 SecretBytes key_bytes(std::uint8_t fill) {

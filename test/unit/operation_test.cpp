@@ -105,7 +105,7 @@ protected:
                 {"auth", "approle"}, {"role_id", "r"}, {"secret_id", "file:/s"}};
         else
             made->server.identity = {{"auth", "token"}, {"token", "file:/t"}};
-        made->identity = {1, 2, 3, 4};
+        made->identity = {1, 2, 2, 2, 3, 4, 4, 4};
         made->context = kContext;
         made->credentials = &credentials_;
         made->commitment = commitment_;
@@ -152,11 +152,11 @@ TEST_F(OperationTest, KeepsTheCredentialForTheSameIdentityOnly) {
     EXPECT_EQ(again.asked, (Asked{"transit/decrypt/app as t1"}));
 
     auto changed = operation();
-    changed->identity[3] = 99;  // the mapping was altered
+    changed->identity[7] = 99;  // the mapping was altered
     changed->work = open_key(*changed);
     Script anew = opened_with_login();
     ASSERT_TRUE(anew.run(*changed));
-    EXPECT_EQ(credentials_.find({1, 2, 3, 4}, kms::Clock(1000)), nullptr);
+    EXPECT_EQ(credentials_.find({1, 2, 2, 2, 3, 4, 4, 4}, kms::Clock(1000)), nullptr);
 }
 
 TEST_F(OperationTest, LogsInAgainBeforeTheTokenExpires) {
@@ -164,8 +164,9 @@ TEST_F(OperationTest, LogsInAgainBeforeTheTokenExpires) {
     first->work = open_key(*first);
     Script script = opened_with_login();
     ASSERT_TRUE(script.run(*first));
-    EXPECT_NE(credentials_.find({1, 2, 3, 4}, kms::Clock(1000 + 3600 * 900 - 1)), nullptr);
-    EXPECT_EQ(credentials_.find({1, 2, 3, 4}, kms::Clock(1000 + 3600 * 900)), nullptr);
+    EXPECT_NE(credentials_.find({1, 2, 2, 2, 3, 4, 4, 4}, kms::Clock(1000 + 3600 * 900 - 1)),
+              nullptr);
+    EXPECT_EQ(credentials_.find({1, 2, 2, 2, 3, 4, 4, 4}, kms::Clock(1000 + 3600 * 900)), nullptr);
 }
 
 TEST_F(OperationTest, ARefusedKeptCredentialIsObtainedOnceMore) {
