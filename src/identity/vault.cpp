@@ -1,6 +1,8 @@
 // See vault.hpp. https://openbao.org/api-docs/auth/approle/ and .../auth/token/
 #include "identity/vault.hpp"
 
+#include <algorithm>
+
 #include "kms/json.hpp"
 #include "kms/vault.hpp"
 
@@ -27,13 +29,19 @@ http::Request login_request(const kms::Server &server, SecretBytes body) {
                               std::move(body));
 }
 
+// Tokens are visible ASCII. One that could not be sent must not be kept: nothing would refuse it.
+bool is_token(std::string_view text) {
+    return !text.empty() &&
+           std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c <= '~'; });
+}
+
 Result<Credential> read_login(const kms::Server &server, http::Response response, kms::Clock now) {
     if (response.status != 200) return kms::vault_error(server, kLogIn, std::move(response));
     const std::optional<Json> json = Json::parse(std::move(response.body));
     if (!json) return kms::vault_nonsense(server, kLogIn, "It was not JSON as expected.");
     const auto token = json->text({"auth", "client_token"});
     const auto seconds = json->integer({"auth", "lease_duration"});
-    if (!token || token->empty() || !seconds || *seconds < 0)
+    if (!token || !is_token(*token) || !seconds || *seconds < 0)
         return kms::vault_nonsense(server, kLogIn, "It had no auth.client_token.");
     Credential credential{SecretBytes(*token)};
     constexpr std::int64_t forever = 10LL * 365 * 24 * 3600;
@@ -50,6 +58,12 @@ kms::Task<Result<Credential>> obtain_vault_token(kms::Conversation &talk,
         kms::FileRequest file = referenced_file(server, "token");
         Result<SecretBytes> token = co_await talk.read_file(std::move(file));
         if (!token) co_return std::move(token.error());
+        if (!is_token(token->expose_text()))
+            co_return Error{ErrorCode::misconfigured,
+                            "token for KMS \"" + server.name + "\" cannot be sent",
+                            "It contains a line break or another character that no token has.",
+                            "Let the file that the user mapping's option token names hold the "
+                            "token and nothing else."};
         co_return Credential{std::move(*token)};
     }
     kms::FileRequest file = referenced_file(server, "secret_id");

@@ -124,8 +124,8 @@ def scenario_stall_body(call):
 
 
 def scenario_slow(call):
-    """Works after a tenth of a second."""
-    time.sleep(SLOW)
+    """slow or slow/SECONDS: works after a tenth of a second, or so long."""
+    time.sleep(float(call.argument or SLOW))
     return work(call)
 
 
@@ -172,11 +172,12 @@ def scenario_leak(call):
     raise Refused(400, "leak", call.token, call.raw_body.decode())
 
 
-def scenario_deny_once(call):
-    """403 for every token that was issued before the first denial under this mount."""
+def scenario_uses(call):
+    """uses/N: a token works N times under this mount, and is refused from then on."""
     with counts_lock:
-        since = call.server.denied.setdefault(call.mount, len(issued))
-    if call.token not in issued[since:]:
+        counts[f"{call.mount}:{call.token}"] += 1
+        used = counts[f"{call.mount}:{call.token}"]
+    if used > int(call.argument):
         raise Refused(403, "permission denied")
     return work(call)
 
@@ -252,6 +253,24 @@ def scenario_unbound(call):
     return work(call)
 
 
+def scenario_by_tenant(call):
+    """by-tenant/SCENARIO: that scenario for the tenant SCENARIO/2, and for all others it works."""
+    name, _, argument = call.argument.partition("/")
+    if not call.context.endswith(f"\0{call.argument}/2".encode()):
+        return work(call)
+    call.argument = argument
+    return globals()["scenario_" + name](call)
+
+
+def scenario_flaky(call):
+    """One call in five goes wrong, in one of many ways."""
+    if secrets.randbelow(5):
+        return work(call)
+    wrong = secrets.choice((scenario_stall, scenario_close, scenario_half, scenario_sealed, scenario_notjson,
+                            scenario_wrongkey, scenario_shortkey))
+    return wrong(call)
+
+
 def scenario_works(call):
     return work(call)
 
@@ -268,7 +287,14 @@ class Call(http.server.BaseHTTPRequestHandler):
 
     def setup(self):
         if isinstance(self.request, ssl.SSLSocket):
-            self.request.do_handshake()
+            try:
+                self.request.do_handshake()
+            except ssl.SSLError:
+                # the alert is out: let the other side read it, and not a reset
+                socket.socket.shutdown(self.request, socket.SHUT_WR)
+                while socket.socket.recv(self.request, 65536):
+                    pass
+                raise
         super().setup()
 
     def do_GET(self):
@@ -289,7 +315,8 @@ class Call(http.server.BaseHTTPRequestHandler):
         try:
             answer = scenario(self)
         except Refused as refused:
-            self.send(refused.status, json.dumps(refused.body).encode())
+            body = {} if refused.status == 204 else refused.body
+            self.send(refused.status, json.dumps(body).encode() if body else b"")
         except HungUp:
             self.close_connection = True
         else:
@@ -374,7 +401,6 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, handler, context=None):
         super().__init__(("127.0.0.1", 0), handler)
         self.context = context
-        self.denied = {}
 
     def get_request(self):
         sock, address = super().get_request()

@@ -174,7 +174,7 @@ my $brief = Envcrypt::Session->new($node, role => 'app');
 $bao->unseal;
 $dba->value("ALTER SYSTEM SET envcrypt.cache_ttl = '2s'");
 $dba->value('SELECT pg_reload_conf()');
-wait_until('the setting has arrived', sub { $brief->value('SHOW envcrypt.cache_ttl') eq '2s' });
+wait_until('the setting has arrived', sub { $brief->value('SELECT current_setting(\'envcrypt.cache_ttl\', true)') eq '2s' });
 works($brief, $decrypt_one, '123-45-6789', 'unsealed: works again');
 $bao->seal;
 my $expired;
@@ -198,8 +198,11 @@ sub with_option
 	return;
 }
 my $new_tenant = "SELECT envcrypt.create_tenant('new', 'kms')";
+with_option('mount', 'elsewhere', $new_tenant, { state => '42501', message => 'could not make a data key with KMS "kms"',
+	hint => qr/MOUNT\/datakey/ }, 'wrong mount: denied where no policy names it');
+$bao->policy('envcrypt', map { ("$_/datakey/plaintext/+", "$_/decrypt/+") } 'transit', 'elsewhere');
 with_option('mount', 'elsewhere', $new_tenant, { state => 'HV000', message => 'could not make a data key with KMS "kms"',
-	detail => 'The KMS answered HTTP 404.', hint => "Check the server's options endpoint and mount." }, 'wrong mount');
+	detail => 'The KMS answered HTTP 404.', hint => "Check the server's options endpoint and mount." }, 'wrong mount: not found where a policy does');
 with_option('master_key', 'nokey', $new_tenant, { state => '42501', message => 'could not make a data key with KMS "kms"',
 	detail => 'The KMS answered HTTP 400: "encryption key not found".', hint => qr/^Create the master key as a derived transit key/ },
 	'no such master key');

@@ -75,7 +75,7 @@ sub value
 {
 	my ($self, $sql) = @_;
 	my $result = $self->ask($sql);
-	die "$sql: $result->{text}" if $result->{state} ne '00000';
+	die "$sql: $result->{text}" if $result->{state} ne '00000' || $result->{error};
 	return $result->{rows};
 }
 
@@ -84,7 +84,12 @@ sub close
 	my ($self) = @_;
 	return if !$self->{psql};
 	my $psql = delete $self->{psql};
-	eval { $self->{timer}->start(PATIENCE); $psql->finish; };
+	# said, since whatever was started later may have inherited the pipe and keep it open
+	$self->{in} .= "\\q\n";
+	my $timer = $self->{timer};
+	$timer->start(PATIENCE);
+	eval { $psql->pump while $psql->pumpable && !$timer->is_expired; };
+	eval { $timer->is_expired ? $psql->kill_kill : $psql->finish; };
 	return;
 }
 
