@@ -2,6 +2,16 @@
 
 -- Everything here lies in the schema envcrypt. What touches keys is nobody's until grant_access() says so.
 
+-- Whoever owned the schema could put functions into it that stand before ours.
+DO $$
+BEGIN
+    IF (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) 'envcrypt')
+            OPERATOR(pg_catalog.<>) (SELECT oid FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user) THEN
+        RAISE EXCEPTION 'schema envcrypt belongs to another role'
+            USING HINT = 'Drop it, or give it to the role that creates the extension.';
+    END IF;
+END $$;
+
 ---------------------------------------------------------------- the key tables
 -- No foreign keys among them: a parallel pg_restore would lose rows. Servers are named, since OIDs do not survive a dump.
 CREATE TABLE envcrypt.tenant (

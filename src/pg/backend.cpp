@@ -109,6 +109,7 @@ void register_callbacks() {
     CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, on_catalog_change, 0);
     CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, on_catalog_change, 0);
     CacheRegisterSyscacheCallback(AUTHOID, on_catalog_change, 0);
+    CacheRegisterSyscacheCallback(PROCOID, on_catalog_change, 0);
     RegisterXactCallback(on_transaction, nullptr);
     RegisterSubXactCallback(on_subtransaction, nullptr);
 }

@@ -54,7 +54,9 @@ AnySite &call_site(FmgrInfo *function) {
 // ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
 // expression yields, under whatever identity they run as.
 void refuse_maintenance() {
-    if (likely(!InSecurityRestrictedOperation() && !is_autovacuum_worker())) return;
+    if (likely(!InSecurityRestrictedOperation() && !is_autovacuum_worker() &&
+               materializing_statement != GetCurrentStatementStartTimestamp()))
+        return;
     ereport(ERROR,
             (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
              errmsg("keys cannot be used within a security-restricted operation"),
@@ -62,6 +64,15 @@ void refuse_maintenance() {
                        "as another role."),
              errhint("Do not use decrypting or encrypting expressions in indexes, statistics or "
                      "materialized views.")));
+}
+
+// PostgreSQL checks EXECUTE when a query starts; a cursor or a cached expression may go on as
+// another role, or after the right was taken back.
+void require_right(FmgrInfo *function) {
+    if (likely(may_execute(function->fn_oid, GetUserId()))) return;
+    ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                    errmsg("permission denied for function %s", get_func_name(function->fn_oid)),
+                    errhint("A superuser can give the right: SELECT envcrypt.grant_access(...).")));
 }
 
 // An option that was given; "" is "not given", and NULL must not be taken for it.
@@ -113,11 +124,13 @@ ByteView to_utf8(ByteView text, const char *what) {
     return text;
 }
 
-keyring::Subkey &opening_subkey(OpeningSite &site, const value::Parsed &parsed) {
+keyring::Subkey &opening_subkey(FmgrInfo *function, const value::Parsed &parsed) {
+    OpeningSite &site = call_site<OpeningSite>(function);
     ErrorReport report;
     if (!site.site.is_current() || site.key_id != parsed.header.key_id) {
         const std::uint64_t seen = epoch;
         site.site.key = nullptr;
+        require_right(function);
         keyring::OpenKey &open = resolve_for_opening(parsed.header.key_id);
         site.site.remember(open, seen);
         site.key_id = parsed.header.key_id;
@@ -163,7 +176,7 @@ bytea *open_value(FunctionCallInfo fcinfo, ByteView associated_data, value::Type
     }
     *type = parsed.header.type;
     follow_epoch();
-    keyring::Subkey &subkey = opening_subkey(call_site<OpeningSite>(fcinfo->flinfo), parsed);
+    keyring::Subkey &subkey = opening_subkey(fcinfo->flinfo, parsed);
     const std::size_t size = parsed.plaintext_size();
     auto *plaintext = static_cast<bytea *>(palloc(VARHDRSZ + size));
     SET_VARSIZE(plaintext, VARHDRSZ + size);
@@ -195,7 +208,8 @@ text *from_utf8(bytea *plaintext) {
     return convert(varlena_bytes(plaintext), PG_UTF8, encoding, "the decrypted text");
 }
 
-keyring::OpenKey &sealing_key(SealingSite &site, ByteView tenant) {
+keyring::OpenKey &sealing_key(FmgrInfo *function, ByteView tenant) {
+    SealingSite &site = call_site<SealingSite>(function);
     // the setting is compared by its count of changes, an argument by its bytes
     const bool given = !tenant.empty();
     if (site.site.is_current() && site.tenant_given == given &&
@@ -215,6 +229,7 @@ keyring::OpenKey &sealing_key(SealingSite &site, ByteView tenant) {
     memcpy(site.tenant, name, site.tenant_length);
     site.tenant[site.tenant_length] = '\0';
     const std::uint64_t seen = epoch;
+    require_right(function);
     keyring::OpenKey &open = resolve_for_sealing(site.tenant, !given);
     site.site.remember(open, seen);
     return open;
@@ -225,7 +240,7 @@ Datum seal_value(FunctionCallInfo fcinfo, value::Type type, ByteView plaintext, 
     refuse_maintenance();
     follow_epoch();
     Backend &state = backend();
-    keyring::OpenKey &key = sealing_key(call_site<SealingSite>(fcinfo->flinfo), tenant);
+    keyring::OpenKey &key = sealing_key(fcinfo->flinfo, tenant);
     value::Header header;
     header.type = type;
     header.key_id = key.ref.key_id;

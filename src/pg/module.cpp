@@ -21,6 +21,7 @@ int setting_kms_timeout = 10000;
 int setting_cache_ttl = 300;
 int setting_cache_size = 1024;
 bool setting_require_mlock = false;
+TimestampTz materializing_statement = 0;
 
 namespace {
 
@@ -37,8 +38,17 @@ void assign_tenant(const char *, void *) {
     ++tenant_setting_changes;
 }
 
-// DISCARD ALL gives the session to somebody else: it must not hold this one's keys. There is no
-// other way to notice it.
+bool explains_materialized_view(Node *statement) {
+    if (!IsA(statement, ExplainStmt)) return false;
+    auto *query = reinterpret_cast<Query *>(reinterpret_cast<ExplainStmt *>(statement)->query);
+    return IsA(query, Query) && query->commandType == CMD_UTILITY &&
+           IsA(query->utilityStmt, CreateTableAsStmt) &&
+           reinterpret_cast<CreateTableAsStmt *>(query->utilityStmt)->objtype == OBJECT_MATVIEW;
+}
+
+// EXPLAIN ANALYZE CREATE MATERIALIZED VIEW would store what decrypt() yields. And DISCARD ALL gives
+// the session to somebody else: it must not hold this one's keys. There is no other way to notice
+// it.
 void on_utility(PlannedStmt *statement, const char *query, bool read_only,
                 ProcessUtilityContext context, ParamListInfo parameters,
                 QueryEnvironment *environment, DestReceiver *receiver,
@@ -47,8 +57,11 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
     const bool discards_all =
         IsA(statement->utilityStmt, DiscardStmt) &&
         reinterpret_cast<DiscardStmt *>(statement->utilityStmt)->target == DISCARD_ALL;
+    const bool materializes = explains_materialized_view(statement->utilityStmt);
+    if (materializes) materializing_statement = GetCurrentStatementStartTimestamp();
     (next_utility_hook != nullptr ? next_utility_hook : standard_ProcessUtility)(
         statement, query, read_only, context, parameters, environment, receiver, completion);
+    if (materializes) materializing_statement = 0;
     if (!discards_all) return;
     if (Backend *state = backend_if_any()) {
         ErrorReport report;

@@ -22,6 +22,8 @@ extern "C" {
 #include "catalog/pg_extension.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
 #include "commands/event_trigger.h"
@@ -78,6 +80,14 @@ inline bool may_use_server(Oid server, Oid user) {
     return object_aclcheck(ForeignServerRelationId, server, user, ACL_USAGE) == ACLCHECK_OK;
 #else
     return pg_foreign_server_aclcheck(server, user, ACL_USAGE) == ACLCHECK_OK;
+#endif
+}
+
+inline bool may_execute(Oid function, Oid user) {
+#if PG_VERSION_NUM >= 160000
+    return object_aclcheck(ProcedureRelationId, function, user, ACL_EXECUTE) == ACLCHECK_OK;
+#else
+    return pg_proc_aclcheck(function, user, ACL_EXECUTE) == ACLCHECK_OK;
 #endif
 }
 

@@ -86,9 +86,10 @@ void check_drop(DropStmt *drop) {
 }
 
 [[noreturn]] void refuse_rename() {
-    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-                    errmsg("the schema and the tables of extension envcrypt keep their names"),
-                    errdetail("The keys are found by them.")));
+    ereport(ERROR,
+            (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+             errmsg("the schema and the tables of extension envcrypt keep their names and columns"),
+             errdetail("The keys are found by them.")));
     pg_unreachable();
 }
 
@@ -99,11 +100,22 @@ bool is_key_table(RangeVar *name) {
     return OidIsValid(table) && get_rel_namespace(table) == get_namespace_oid("envcrypt", true);
 }
 
+// What would make rows of the key tables unreadable. Triggers may be switched: pg_restore does.
+void check_alter_table(AlterTableStmt *alter) {
+    if (!is_key_table(alter->relation)) return;
+    ListCell *cell;
+    foreach (cell, alter->cmds) {
+        const AlterTableType change = static_cast<AlterTableCmd *>(lfirst(cell))->subtype;
+        if (change == AT_DropColumn || change == AT_AlterColumnType || change == AT_DropConstraint)
+            refuse_rename();
+    }
+}
+
 void check_rename(RenameStmt *rename) {
     if (rename->renameType == OBJECT_SCHEMA && strcmp(rename->subname, "envcrypt") == 0)
         refuse_rename();
     if ((rename->renameType == OBJECT_TABLE || rename->renameType == OBJECT_COLUMN ||
-         rename->renameType == OBJECT_INDEX) &&
+         rename->renameType == OBJECT_INDEX || rename->renameType == OBJECT_TABCONSTRAINT) &&
         is_key_table(rename->relation))
         refuse_rename();
     if (rename->renameType == OBJECT_FOREIGN_SERVER) {
@@ -149,6 +161,8 @@ ENVCRYPT_FUNCTION(envcrypt_guard_command) {
         check_drop_owned(reinterpret_cast<DropOwnedStmt *>(statement));
     } else if (IsA(statement, RenameStmt)) {
         check_rename(reinterpret_cast<RenameStmt *>(statement));
+    } else if (IsA(statement, AlterTableStmt)) {
+        check_alter_table(reinterpret_cast<AlterTableStmt *>(statement));
     } else if (IsA(statement, AlterObjectSchemaStmt)) {
         if (is_key_table(reinterpret_cast<AlterObjectSchemaStmt *>(statement)->relation))
             refuse_rename();

@@ -89,6 +89,21 @@ SET ROLE regress_app;
 SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
 RESET ROLE;
 
+-- nor do they linger in an expression that was prepared as another role, in an open cursor, or in an aggregate
+CREATE FUNCTION kept(v envcrypt.encrypted) RETURNS text LANGUAGE plpgsql AS $$ DECLARE x text; BEGIN x := envcrypt.decrypt(v); RETURN x; END $$;
+SELECT envcrypt.grant_access('regress_app', '{encrypt}');
+BEGIN;
+SET ROLE regress_reader;
+SELECT kept(a) FROM t LIMIT 1;
+SET ROLE regress_app;
+SELECT error_of('SELECT kept(a) FROM t LIMIT 1');
+SET ROLE regress_reader;
+DECLARE c CURSOR FOR SELECT envcrypt.decrypt(a) FROM t;
+FETCH c;
+SET ROLE regress_app;
+SELECT error_of('FETCH c');
+ROLLBACK;
+DROP FUNCTION kept;
 -- SECURITY DEFINER uses the owner's keys, by design
 CREATE FUNCTION read_all() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(envcrypt.decrypt(a)) FROM t';
 SET ROLE regress_boss;

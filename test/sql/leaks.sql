@@ -52,6 +52,8 @@ CREATE MATERIALIZED VIEW m AS SELECT envcrypt.decrypt(v) FROM t WITH NO DATA;
 SELECT error_of('REFRESH MATERIALIZED VIEW m');
 SELECT error_of($$CREATE MATERIALIZED VIEW m2 AS SELECT envcrypt.encrypt('x')$$);
 SELECT error_of($$CREATE MATERIALIZED VIEW m2 AS SELECT envcrypt.encrypt('\x00'::bytea)::bytea$$);
+SELECT error_of('EXPLAIN ANALYZE CREATE MATERIALIZED VIEW m2 AS SELECT envcrypt.decrypt(v) FROM t');
+SELECT envcrypt.decrypt(v) FROM t WHERE id = 1;
 CREATE FUNCTION sneaky(envcrypt.encrypted) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT envcrypt.decrypt($1)';
 SELECT error_of('CREATE INDEX ON t (sneaky(v))');
 -- no cast out but to bytea, none to text or json
