@@ -133,7 +133,7 @@ sub cancel_many
 	my ($sql, $count, $longest) = @_;
 	my $done = $session->ask(join ";\n", map { 'SET statement_timeout = ' . (1 + $_ % $longest) . "; $sql" } 1 .. $count);
 	my $cancelled = () = $done->{text} =~ /^ERROR:  57014:/mg;
-	$session->value('RESET statement_timeout');
+	wait_until('RESET is not cancelled itself', sub { $session->ask('RESET statement_timeout')->{state} eq '00000' });
 	return $cancelled;
 }
 
@@ -154,7 +154,7 @@ my $cancelled = 0;
 for my $phase (@phases)
 {
 	my $here = cancel_many(decrypt_in($phase), 250, 5);
-	is($here, 250, "250 calls cancelled while $phase");
+	cmp_ok($here, '>=', 250, "250 calls cancelled while $phase");    # and perhaps a SET
 	$cancelled += $here;
 }
 # against a KMS that answers fast: cancelled wherever it happens to be, also while it is read
