@@ -199,6 +199,10 @@ bool is_header_value(std::string_view value) {
 
 enum class Refusal { none, body_too_long, headers_too_long, no_memory };
 
+// How far a transfer has come. libcurl's own times cannot tell: some versions know the end of
+// connecting only after the TLS handshake, others set all of them on a timeout.
+enum class Phase { resolving, connecting, negotiating, waiting, reading };
+
 struct Transfer {
     TransferId id = 0;
     Request request;
@@ -207,7 +211,9 @@ struct Transfer {
     Response response;
     std::size_t header_bytes = 0;
     bool in_headers = false;
-    bool tls_began = false;
+    Phase phase = Phase::resolving;
+    std::chrono::milliseconds timeout{};
+    bool repeated = false;
     Refusal refusal = Refusal::none;  // why a callback stopped the transfer
     char words[CURL_ERROR_SIZE] = "";
     EasyHandle easy;  // last: it refers to everything above
@@ -237,6 +243,7 @@ std::size_t on_body(char *data, std::size_t, std::size_t length, void *user) {
 std::size_t on_header(char *data, std::size_t, std::size_t length, void *user) {
     Transfer &transfer = *static_cast<Transfer *>(user);
     try {
+        transfer.phase = Phase::reading;
         transfer.header_bytes += length;
         if (transfer.header_bytes > kMaxHeaders) return refuse(transfer, Refusal::headers_too_long);
         const std::string_view line = trim({data, length});
@@ -256,14 +263,24 @@ std::size_t on_header(char *data, std::size_t, std::size_t length, void *user) {
     }
 }
 
-// Marks the end of connecting, whose time libcurl 7.88 and 8.14 know only after the TLS handshake.
+// TLS begins.
 CURLcode on_tls(CURL *, void *, void *user) {
-    static_cast<Transfer *>(user)->tls_began = true;
+    Transfer &transfer = *static_cast<Transfer *>(user);
+    transfer.phase = std::max(transfer.phase, Phase::negotiating);
     return CURLE_OK;
 }
 
-// libcurl 7.88 leaves its sockets open in the children of COPY ... PROGRAM.
-curl_socket_t open_socket(void *, curlsocktype, curl_sockaddr *address) {
+// The connection is there, new or used before, and the request goes out.
+int on_connection(void *user, char *, char *, int, int) {
+    Transfer &transfer = *static_cast<Transfer *>(user);
+    transfer.phase = std::max(transfer.phase, Phase::waiting);
+    return CURL_PREREQFUNC_OK;
+}
+
+// An address is known. libcurl 7.88 leaves its sockets open in the children of COPY ... PROGRAM.
+curl_socket_t open_socket(void *user, curlsocktype, curl_sockaddr *address) {
+    Transfer &transfer = *static_cast<Transfer *>(user);
+    transfer.phase = std::max(transfer.phase, Phase::connecting);
     return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
 
@@ -390,6 +407,9 @@ Status set_options(Transfer &transfer, std::chrono::milliseconds timeout) {
     options.set(CURLOPT_MAXLIFETIME_CONN, kMaxConnectionSeconds);
     options.set(CURLOPT_MAXFILESIZE_LARGE, static_cast<curl_off_t>(kMaxBody));
     options.set(CURLOPT_OPENSOCKETFUNCTION, open_socket);
+    options.set(CURLOPT_OPENSOCKETDATA, &transfer);
+    options.set(CURLOPT_PREREQFUNCTION, on_connection);
+    options.set(CURLOPT_PREREQDATA, &transfer);
     options.set(CURLOPT_WRITEFUNCTION, on_body);
     options.set(CURLOPT_WRITEDATA, &transfer);
     options.set(CURLOPT_HEADERFUNCTION, on_header);
@@ -402,21 +422,54 @@ Status set_options(Transfer &transfer, std::chrono::milliseconds timeout) {
     return options.status();
 }
 
-// --- what went wrong ---
-
-bool has_happened(const Transfer &transfer, CURLINFO time) {
-    curl_off_t microseconds = 0;
-    curl_easy_getinfo(transfer.easy.get(), time, &microseconds);
-    return microseconds > 0;
+// Connections die unnoticed between two requests, say when the KMS is restarted. libcurl itself
+// repeats a request that met such a one, but not every version does over HTTP/2.
+bool met_dead_connection(CURLcode code, const Transfer &transfer) {
+    switch (code) {
+        case CURLE_SEND_ERROR:
+        case CURLE_RECV_ERROR:
+        case CURLE_GOT_NOTHING:
+        case CURLE_HTTP2:
+        case CURLE_HTTP2_STREAM: {
+            long new_connections = 0;
+            curl_easy_getinfo(transfer.easy.get(), CURLINFO_NUM_CONNECTS, &new_connections);
+            return new_connections == 0 && transfer.phase < Phase::reading;
+        }
+        default:
+            return false;
+    }
 }
 
+// Makes a transfer start over, on a connection of its own and in what is left of its time.
+void prepare_again(Transfer &transfer) {
+    curl_off_t microseconds = 0;
+    curl_easy_getinfo(transfer.easy.get(), CURLINFO_TOTAL_TIME_T, &microseconds);
+    const long left = static_cast<long>(
+        std::max<std::int64_t>(transfer.timeout.count() - microseconds / 1000, 1));
+    curl_easy_setopt(transfer.easy.get(), CURLOPT_FRESH_CONNECT, 1L);
+    curl_easy_setopt(transfer.easy.get(), CURLOPT_CONNECTTIMEOUT_MS, left);
+    curl_easy_setopt(transfer.easy.get(), CURLOPT_TIMEOUT_MS, left);
+    transfer.words[0] = '\0';
+    transfer.phase = Phase::resolving;
+    transfer.repeated = true;
+}
+
+// --- what went wrong ---
+
 const char *phase_of(const Transfer &transfer) {
-    // the last first: on a reused connection the early ones never happened
-    if (has_happened(transfer, CURLINFO_STARTTRANSFER_TIME_T)) return "reading the answer from";
-    if (has_happened(transfer, CURLINFO_PRETRANSFER_TIME_T)) return "waiting for an answer from";
-    if (transfer.tls_began) return "negotiating TLS with";
-    if (has_happened(transfer, CURLINFO_NAMELOOKUP_TIME_T)) return "connecting to";
-    return "resolving the name of";
+    switch (transfer.phase) {
+        case Phase::resolving:
+            return "resolving the name of";
+        case Phase::connecting:
+            return "connecting to";
+        case Phase::negotiating:
+            return "negotiating TLS with";
+        case Phase::waiting:
+            return "waiting for an answer from";
+        case Phase::reading:
+            break;
+    }
+    return "reading the answer from";
 }
 
 const char *certificate_hint(const Transfer &transfer, std::string_view words) {
@@ -582,6 +635,7 @@ public:
         auto transfer = std::make_unique<Transfer>();
         transfer->place = std::move(place).value();
         transfer->request = std::move(request);
+        transfer->timeout = timeout;
         if (Status status = add_headers(transfer->request, transfer->headers); !status)
             return std::move(status).error();
 
@@ -739,8 +793,13 @@ private:
             const CURLcode code = message->data.result;
             CURL *easy = message->easy_handle;
             curl_multi_remove_handle(multi_, easy);
-            const auto node = transfers_.extract(easy);
-            if (node.empty()) continue;
+            const auto found = transfers_.find(easy);
+            if (found == transfers_.end()) continue;
+            if (!found->second->repeated && met_dead_connection(code, *found->second)) {
+                prepare_again(*found->second);
+                if (curl_multi_add_handle(multi_, easy) == CURLM_OK) continue;
+            }
+            const auto node = transfers_.extract(found);
             Transfer &transfer = *node.mapped();
             finished_.push_back({transfer.id, conclude(code, transfer)});
         }

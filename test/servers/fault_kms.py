@@ -134,6 +134,12 @@ def scenario_close(call):
     call.hang_up()
 
 
+def scenario_last(call):
+    """Works, and then hangs up without having said so."""
+    call.close_connection = True
+    return work(call)
+
+
 def scenario_half(call):
     """Hangs up in the middle of the answer."""
     call.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b'{"data":')

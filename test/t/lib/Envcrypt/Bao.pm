@@ -33,6 +33,7 @@ sub run_server
 {
 	my ($self) = @_;
 	local $ENV{HOME} = $self->{dir};
+	unlink "$self->{dir}/log", glob "$self->{dir}/vault-*.pem";    # of one before
 	# the shell ends the server when this test does, in whatever way
 	$self->{pid} = open2(
 		$self->{out}, $self->{in}, 'sh', '-c',
