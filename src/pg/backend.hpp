@@ -56,10 +56,6 @@ extern int setting_cache_ttl;                 // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
 
-// The start of the statement that makes a materialized view by way of EXPLAIN, which PostgreSQL 15
-// to 18 do not restrict as they do CREATE MATERIALIZED VIEW itself; 0 where there is none.
-extern TimestampTz materializing_statement;
-
 // Moves on with every invalidation of the key tables, of servers, user mappings and roles.
 extern std::uint64_t epoch;
 

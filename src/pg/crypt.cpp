@@ -54,9 +54,7 @@ AnySite &call_site(FmgrInfo *function) {
 // ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
 // expression yields, under whatever identity they run as.
 void refuse_maintenance() {
-    if (likely(!InSecurityRestrictedOperation() && !is_autovacuum_worker() &&
-               materializing_statement != GetCurrentStatementStartTimestamp()))
-        return;
+    if (likely(!InSecurityRestrictedOperation() && !is_autovacuum_worker())) return;
     ereport(ERROR,
             (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
              errmsg("keys cannot be used within a security-restricted operation"),

@@ -21,7 +21,6 @@ int setting_kms_timeout = 10000;
 int setting_cache_ttl = 300;
 int setting_cache_size = 1024;
 bool setting_require_mlock = false;
-TimestampTz materializing_statement = 0;
 
 namespace {
 
@@ -57,11 +56,16 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
     const bool discards_all =
         IsA(statement->utilityStmt, DiscardStmt) &&
         reinterpret_cast<DiscardStmt *>(statement->utilityStmt)->target == DISCARD_ALL;
+    // restricted as CREATE MATERIALIZED VIEW itself is, in parallel workers too; an error takes it
+    // back
     const bool materializes = explains_materialized_view(statement->utilityStmt);
-    if (materializes) materializing_statement = GetCurrentStatementStartTimestamp();
+    Oid user;
+    int restrictions;
+    GetUserIdAndSecContext(&user, &restrictions);
+    if (materializes) SetUserIdAndSecContext(user, restrictions | SECURITY_RESTRICTED_OPERATION);
     (next_utility_hook != nullptr ? next_utility_hook : standard_ProcessUtility)(
         statement, query, read_only, context, parameters, environment, receiver, completion);
-    if (materializes) materializing_statement = 0;
+    if (materializes) SetUserIdAndSecContext(user, restrictions);
     if (!discards_all) return;
     if (Backend *state = backend_if_any()) {
         ErrorReport report;
