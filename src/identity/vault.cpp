@@ -73,7 +73,7 @@ kms::Task<Result<Credential>> obtain_vault_token(kms::Conversation &talk,
         {{"role_id", server.identity_option("role_id")}, {"secret_id", secret_id->expose_text()}});
     http::Request request = login_request(server, std::move(body));
     Result<http::Response> response = co_await talk.exchange(std::move(request));
-    if (!response) co_return std::move(response.error());
+    if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
     co_return read_login(server, std::move(*response), talk.now());
 }
 
@@ -84,7 +84,7 @@ kms::Task<Result<std::string>> describe_vault_token(kms::Conversation &talk,
     http::Request request =
         kms::vault_request(server, "GET", "auth/token/lookup-self", &token.secret, {});
     Result<http::Response> response = co_await talk.exchange(std::move(request));
-    if (!response) co_return std::move(response.error());
+    if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
     if (response->status != 200) co_return kms::vault_error(server, doing, std::move(*response));
     const std::optional<Json> json = Json::parse(std::move(response->body));
     std::optional<std::string_view> name;

@@ -44,7 +44,8 @@ Task<Result<Answer>> put(Operation &operation, Ask ask) {
 
         Result<http::Response> response =
             co_await operation.talk.exchange(std::move(std::get<http::Request>(asked)));
-        if (!response) co_return std::move(response.error());
+        if (!response)
+            co_return kms::while_doing(server, kms::doing(ask.verb), std::move(response.error()));
         if (server.dialect->refuses_credential(*response)) {
             operation.credentials->forget(operation.identity);
             if (from_cache) continue;

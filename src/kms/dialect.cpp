@@ -108,6 +108,24 @@ http::Transport Server::transport() const {
             {}};
 }
 
+const char *doing(Verb verb) {
+    switch (verb) {
+        case Verb::make_data_key:
+            return "make a data key";
+        case Verb::wrap:
+            return "wrap a key";
+        case Verb::unwrap:
+            break;
+    }
+    return "unwrap a key";
+}
+
+Error while_doing(const Server &server, std::string_view doing, Error error) {
+    error.message =
+        "could not " + std::string(doing) + " with KMS \"" + server.name + "\": " + error.message;
+    return error;
+}
+
 const Dialect *find_dialect(std::string_view wrapper_name) {
     for (std::size_t i = 0; i < kDialects; ++i)
         if (dialect_at(i).wrapper_name() == wrapper_name) return &dialect_at(i);

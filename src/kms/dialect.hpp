@@ -57,6 +57,9 @@ struct Ask {
     ByteView wrapped;                  // to be unwrapped
 };
 
+// What an error says was being done: "make a data key".
+const char *doing(Verb verb);
+
 struct Answer {
     SecretBytes key;         // made or unwrapped
     Bytes wrapped;           // made or wrapped
@@ -100,6 +103,9 @@ Status check_options(const Dialect &dialect, OptionPlace place, const Options &o
 // Has the server use this master key instead of its own option, as the option would be checked. A
 // KMS without such an option finds the master key by itself: nothing changes.
 Status name_master_key(Server &server, std::string_view master_key);
+
+// Says of an error on the way to the KMS what was being done there.
+Error while_doing(const Server &server, std::string_view doing, Error error);
 
 // For check_complete(): what an option that is not set means.
 Error missing_option(const Server &server, OptionPlace place, std::string_view name);

@@ -174,18 +174,6 @@ private:
         return mount.empty() ? "transit" : mount;
     }
 
-    static const char *doing(Verb verb) {
-        switch (verb) {
-            case Verb::make_data_key:
-                return "make a data key";
-            case Verb::wrap:
-                return "wrap a key";
-            case Verb::unwrap:
-                break;
-        }
-        return "unwrap a key";
-    }
-
     // The N of vault:vN:....
     static std::optional<std::string> key_version(std::string_view wrapped) {
         constexpr std::string_view prefix = "vault:v";

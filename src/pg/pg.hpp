@@ -102,8 +102,10 @@ inline bool is_autovacuum_worker() {
 // For an input function: raises, or from 16 on reports softly where the caller asked for that.
 #if PG_VERSION_NUM >= 160000
 #define ENVCRYPT_INPUT_ERROR(fcinfo, ...) ereturn((fcinfo)->context, (Datum)0, __VA_ARGS__)
+#define ENVCRYPT_SAVE_ERROR(context, ...) errsave(context, __VA_ARGS__)
 #else
 #define ENVCRYPT_INPUT_ERROR(fcinfo, ...) ereport(ERROR, __VA_ARGS__)
+#define ENVCRYPT_SAVE_ERROR(context, ...) ereport(ERROR, __VA_ARGS__)
 #endif
 
 }  // namespace envcrypt::pg

@@ -25,14 +25,16 @@ static void require_valid_typmod(int32 typmod) {
                         errmsg("invalid type modifier of type encrypted")));
 }
 
-void require_fit(value::Type type, int32 typmod) {
-    if (typmod == kNoTypmod || typmod_type(typmod) == type) return;
+bool require_fit(value::Type type, int32 typmod, [[maybe_unused]] fmNodePtr soft) {
+    if (typmod == kNoTypmod || typmod_type(typmod) == type) return true;
     require_valid_typmod(typmod);  // a caller of the cast functions can give any number
-    ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                    errmsg("a value of type %s does not fit a column of type encrypted(%s)",
-                           value::type_name(type), value::type_name(typmod_type(typmod))),
-                    errhint("Cast the plaintext to %s before it is encrypted.",
-                            value::type_name(typmod_type(typmod)))));
+    ENVCRYPT_SAVE_ERROR(soft,
+                        (errcode(ERRCODE_DATA_EXCEPTION),
+                         errmsg("a value of type %s does not fit a column of type encrypted(%s)",
+                                value::type_name(type), value::type_name(typmod_type(typmod))),
+                         errhint("Cast the plaintext to %s before it is encrypted.",
+                                 value::type_name(typmod_type(typmod)))));
+    return false;
 }
 
 ENVCRYPT_FUNCTION(envcrypt_in) {
@@ -63,7 +65,7 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
                               errmsg("invalid input for type encrypted"),
                               errdetail("The check that failed: %s.", value::fault_name(fault)),
                               errhint("%s", kWriteHint), errhidecontext(true)));
-    require_fit(parsed.header.type, typmod);
+    if (!require_fit(parsed.header.type, typmod, fcinfo->context)) PG_RETURN_NULL();
     SET_VARSIZE(result, VARHDRSZ + *decoded);
     PG_RETURN_BYTEA_P(result);
 }

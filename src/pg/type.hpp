@@ -19,7 +19,8 @@ inline ByteView varlena_bytes(const void *varlena) {
             static_cast<std::size_t>(VARSIZE_ANY_EXHDR(varlena))};
 }
 
-// Raises unless a value of this type fits into a column declared so.
-void require_fit(value::Type type, int32 typmod);
+// True where a value of this type fits into a column declared so. Raises where it does not; from
+// PostgreSQL 16 on, reports that into `soft` and returns false if an input function was given one.
+bool require_fit(value::Type type, int32 typmod, fmNodePtr soft = nullptr);
 
 }  // namespace envcrypt::pg

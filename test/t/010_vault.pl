@@ -211,14 +211,14 @@ with_option('master_key', 'plain', $new_tenant, { state => 'HV000',
 	hint => 'Use a derived key: bao write -f transit/keys/NAME derived=true' }, 'a key that is not derived');
 with_option('endpoint', 'https://127.0.0.1:' . $bao->{port} . '/nowhere', $new_tenant, { state => 'HV000',
 	message => 'could not log in with KMS "kms"', detail => 'The KMS answered HTTP 404.' }, 'wrong path in the endpoint');
-with_option('endpoint', 'https://localhost:1', $new_tenant, { state => '08006', message => 'could not connect to localhost:1',
+with_option('endpoint', 'https://localhost:1', $new_tenant, { state => '08006', message => 'could not log in with KMS "kms": could not connect to localhost:1',
 	hint => qr/firewalls/ }, 'nobody listens');
 my $other_ca = write_secret($bao->dir . '/other_ca.pem', '');
 system_or_bail('openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2',
 	'-subj', '/CN=other', '-keyout', $bao->dir . '/other_ca.key', '-out', $other_ca);
-with_option('ca_file', $other_ca, $new_tenant, { state => 'HV000', message => qr/^certificate of 127\.0\.0\.1:\d+ cannot be trusted$/,
+with_option('ca_file', $other_ca, $new_tenant, { state => 'HV000', message => qr/^could not log in with KMS "kms": certificate of 127\.0\.0\.1:\d+ cannot be trusted$/,
 	hint => qr/ca_file/ }, 'wrong CA');
-with_option('ca_file', '/no/such/file', $new_tenant, { state => 'HV000', message => 'could not use the CA file "/no/such/file"' },
+with_option('ca_file', '/no/such/file', $new_tenant, { state => 'HV000', message => 'could not log in with KMS "kms": could not use the CA file "/no/such/file"' },
 	'no CA file');
 is(check_server(), 't|approle (policies: default envcrypt)|app|1', 'check_server: all is well again');
 $dba->value("ALTER USER MAPPING FOR CURRENT_USER SERVER kms OPTIONS (ADD auth_mount 'elsewhere')");
@@ -267,9 +267,18 @@ fails_with($app, 'SELECT envcrypt.forget_keys(); ' . $decrypt_one, { state => 'X
 
 # --- the KMS is gone
 $bao->stop;
-fails_with($dba, $new_tenant, { state => '08006', message => qr/^could not connect to 127\.0\.0\.1:\d+$/, hint => qr/endpoint/ },
+fails_with($dba, $new_tenant, { state => '08006', message => qr/^could not make a data key with KMS "kms": could not connect to 127\.0\.0\.1:\d+$/, hint => qr/endpoint/ },
 	'stopped');
-like(check_server(), qr/^f\|08006\|could not connect to /, 'stopped: check_server');
+like(check_server(), qr/^f\|08006\|could not log in with KMS "kms": could not connect to /, 'stopped: check_server');
+
+# another takes its place (and knows nobody): sessions do not stumble over the connections they kept
+SKIP:
+{
+	skip 'the port was taken', 2 if !$bao->run_server;
+	fails_with($_, 'SELECT envcrypt.forget_keys(); ' . $decrypt_one, { state => qr/^(42501|HV000)$/ },
+		'restarted: the first call reaches it') for $app, $clerk;
+}
+$bao->stop;
 
 holds_none(log_of($node), {
 	'secret id' => slurp($app_secret_id), 'old secret id' => $old_secret, 'token' => slurp($clerk_token),

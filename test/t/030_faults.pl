@@ -55,42 +55,42 @@ my $wrong = 'KMS "kms" did not return the key it was asked for';
 my $place = '127\.0\.0\.1:\d+';
 
 # --- what is in the KMS's place
-way_in('refused', $decrypt, { state => '08006', message => qr/^could not connect to $place$/, hint => qr/endpoint/ },
+way_in('refused', $decrypt, { state => '08006', message => qr/^$unwrap: could not connect to $place$/, hint => qr/endpoint/ },
 	'connection refused');
-way_in('cut', $decrypt, { state => '08006', message => qr/^could not connect to $place$/ }, 'handshake cut');
-way_in('reset', $decrypt, { state => '08006', message => qr/^could not connect to $place$/ }, 'handshake reset');
-way_in('expired', $decrypt, { state => 'HV000', message => qr/^certificate of $place cannot be trusted$/,
+way_in('cut', $decrypt, { state => '08006', message => qr/^$unwrap: could not connect to $place$/ }, 'handshake cut');
+way_in('reset', $decrypt, { state => '08006', message => qr/^$unwrap: could not connect to $place$/ }, 'handshake reset');
+way_in('expired', $decrypt, { state => 'HV000', message => qr/^$unwrap: certificate of $place cannot be trusted$/,
 	detail => qr/expired/, hint => "Renew the KMS's certificate, and check the clock of the database host." }, 'expired certificate');
-way_in('wrong_host', $decrypt, { state => 'HV000', message => qr/^certificate of $place cannot be trusted$/,
+way_in('wrong_host', $decrypt, { state => 'HV000', message => qr/^$unwrap: certificate of $place cannot be trusted$/,
 	hint => qr/option endpoint to a host name that the KMS's certificate holds/ }, "another host's certificate");
-way_in('other_ca', $decrypt, { state => 'HV000', message => qr/^certificate of $place cannot be trusted$/,
+way_in('other_ca', $decrypt, { state => 'HV000', message => qr/^$unwrap: certificate of $place cannot be trusted$/,
 	hint => qr/ca_file/ }, 'certificate of another CA');
-way_in('tls11', $decrypt, { state => 'HV000', message => qr/^could not agree on TLS with $place$/,
+way_in('tls11', $decrypt, { state => 'HV000', message => qr/^$unwrap: could not agree on TLS with $place$/,
 	hint => 'The KMS must speak TLS 1.2 or later.' }, 'TLS 1.1 only');
-way_in('plain', $decrypt, { state => 'HV000', message => qr/^could not agree on TLS with $place$/,
+way_in('plain', $decrypt, { state => 'HV000', message => qr/^$unwrap: could not agree on TLS with $place$/,
 	hint => qr/port .* speaks TLS 1\.2/ }, 'HTTP without TLS');
-way_in('mtls', $decrypt, { state => 'HV000', message => qr/^could not agree on TLS with $place$/,
+way_in('mtls', $decrypt, { state => 'HV000', message => qr/^$unwrap: could not agree on TLS with $place$/,
 	hint => qr/client_cert_file and client_key_file/ }, 'a client certificate is asked for');
 fault("SET endpoint '" . $kms->url('mtls') . "', ADD client_cert_file '" . $kms->certs . "/other_client.pem', "
 	  . "ADD client_key_file '" . $kms->certs . "/other_client.key'",
-	$decrypt, { state => 'HV000', message => qr/^could not agree on TLS with $place$/, hint => qr/client_cert_file/ },
+	$decrypt, { state => 'HV000', message => qr/^$unwrap: could not agree on TLS with $place$/, hint => qr/client_cert_file/ },
 	'a client certificate of another CA');
 $session->value("ALTER SERVER kms OPTIONS (SET client_cert_file '" . $kms->certs . "/client.pem', SET client_key_file '"
 	  . $kms->certs . "/client.key', SET endpoint '" . $kms->url('mtls') . "')");
 works($session, $decrypt, $plaintext, 'with the right client certificate it works');
 $session->value("ALTER SERVER kms OPTIONS (DROP client_cert_file, DROP client_key_file, SET endpoint '" . $kms->url('good') . "')");
-way_in('control', $decrypt, { state => 'HV000', message => qr/^could not agree on TLS/ }, 'another service');
+way_in('control', $decrypt, { state => 'HV000', message => qr/^$unwrap: could not agree on TLS/ }, 'another service');
 
 # --- answers that are none
 for my $mount ('close', 'half')
 {
-	scenario($mount, $decrypt, { state => '08006', message => qr/^connection to $place was lost$/ }, "hung up: $mount");
+	scenario($mount, $decrypt, { state => '08006', message => qr/^$unwrap: connection to $place was lost$/ }, "hung up: $mount");
 }
-scenario('not-http', $decrypt, { state => '08P01', message => qr/^answer from $place is not HTTP$/, hint => qr/endpoint/ }, 'not HTTP');
+scenario('not-http', $decrypt, { state => '08P01', message => qr/^$unwrap: answer from $place is not HTTP$/, hint => qr/endpoint/ }, 'not HTTP');
 my $before = resident_kb($session->pid);
-scenario('oversize', $decrypt, { state => '08P01', message => qr/^answer from $place is too long$/ }, 'two gigabytes');
+scenario('oversize', $decrypt, { state => '08P01', message => qr/^$unwrap: answer from $place is too long$/ }, 'two gigabytes');
 cmp_ok(resident_kb($session->pid) - $before, '<', 8192, 'two gigabytes are not read into memory');
-scenario('redirect', $decrypt, { state => '08P01', message => qr/^$place answered with a redirect$/,
+scenario('redirect', $decrypt, { state => '08P01', message => qr/^$unwrap: $place answered with a redirect$/,
 	detail => 'HTTP status 307 to https://elsewhere.test:8200', hint => qr/address of the KMS itself/ }, 'redirect');
 for my $mount (qw(empty notjson badjson trailing deep))
 {
@@ -108,7 +108,7 @@ scenario('badversion', $create, { state => '08P01', message => $make, detail => 
 for my $mount (qw(stall stall-body))
 {
 	my $sql = "SET envcrypt.kms_timeout = '200ms'; $decrypt";
-	scenario($mount, $sql, { state => '08006', message => qr/^timeout while (waiting for an answer|reading the answer) from $place$/ },
+	scenario($mount, $sql, { state => '08006', message => qr/^$unwrap: timeout while (waiting for an answer|reading the answer) from $place$/ },
 		"kms_timeout: $mount");
 	$session->value('RESET envcrypt.kms_timeout');
 }
@@ -169,7 +169,7 @@ works($app, $decrypt, $plaintext, 'the same session logs in again');
 # one deadline for all that a key operation takes
 $session->value("ALTER USER MAPPING FOR app SERVER kms OPTIONS (SET auth_mount 'slow/1.0'); ALTER SERVER kms OPTIONS (SET mount 'stall')");
 my $start = time;
-fails_with($app, "SET envcrypt.kms_timeout = '1500ms'; $decrypt", { state => '08006', message => qr/^timeout while waiting for an answer/ },
+fails_with($app, "SET envcrypt.kms_timeout = '1500ms'; $decrypt", { state => '08006', message => qr/^could not .* with KMS "kms": timeout while waiting for an answer/ },
 	'kms_timeout: the login counts');
 cmp_ok(time - $start, '<', 2.2, 'kms_timeout: one deadline for both calls');
 $session->value("ALTER USER MAPPING FOR app SERVER kms OPTIONS (SET auth_mount 'approle'); ALTER SERVER kms OPTIONS (SET mount 'transit')");
@@ -223,6 +223,14 @@ $heard .= fails_with($app, $decrypt, { state => '42501' }, 'refused again: denie
 is($kms->count('^status/403:decrypt$') - $asked, 1, 'a new token that is refused is not tried twice');
 $session->value("ALTER SERVER kms OPTIONS (SET mount 'transit')");
 works($app, $decrypt, $plaintext, 'and works again');
+
+# a connection that the KMS has closed meanwhile is replaced
+$session->value("ALTER SERVER kms OPTIONS (SET mount 'last')");
+$asked = $kms->count('^last:decrypt$');
+works($session, "SELECT envcrypt.forget_keys() >= 0; $decrypt; SELECT envcrypt.decrypt('$other')", "t\n$plaintext\nof other",
+	'a connection that was closed between two calls') for 1 .. 5;
+is($kms->count('^last:decrypt$') - $asked, 10, 'each call was asked once');
+$session->value("ALTER SERVER kms OPTIONS (SET mount 'transit')");
 
 # --- check_server tells all of it as a row
 for (
