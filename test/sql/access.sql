@@ -124,7 +124,84 @@ RESET ROLE;
 SELECT tenant, purpose, version, state, suite, length(commitment) FROM envcrypt.data_key ORDER BY tenant;
 SELECT k.tenant, w.server, w.master_key, length(w.wrapped) FROM envcrypt.wrapped_key w JOIN envcrypt.data_key k USING (key_id) ORDER BY 1;
 
+-- a view runs nothing as its owner but the reading of tables: not the decrypting
+CREATE VIEW seen AS SELECT envcrypt.decrypt(a) FROM t;
+GRANT SELECT ON seen TO regress_boss, regress_reader;
+SET ROLE regress_boss;
+SELECT error_of('SELECT * FROM seen');
+SET ROLE regress_reader;
+SELECT count(*) FROM seen;
+RESET ROLE;
+-- nor does a policy that decrypts, which is the reader's
+CREATE TABLE guarded (a envcrypt.encrypted(text), n int);
+INSERT INTO guarded VALUES ('yours'::text, 1), ('another''s'::text, 2);
+ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+CREATE POLICY p ON guarded USING (envcrypt.decrypt(a) = 'yours');
+GRANT SELECT ON guarded TO regress_boss, regress_reader;
+SET ROLE regress_boss;
+SELECT error_of('SELECT n FROM guarded');
+SET ROLE regress_reader;
+SELECT n, envcrypt.decrypt(a) FROM guarded;
+RESET ROLE;
+DROP TABLE guarded;
+-- one prepared statement in turns
+PREPARE p AS SELECT count(envcrypt.decrypt(a)) FROM t;
+EXECUTE p;
+SET ROLE regress_boss;
+SELECT error_of('EXECUTE p');
+SET ROLE regress_reader;
+EXECUTE p;
+RESET ROLE;
+REVOKE USAGE ON FOREIGN SERVER kms FROM regress_reader;
+SET ROLE regress_reader;
+SELECT error_of('EXECUTE p');
+RESET ROLE;
+EXECUTE p;
+GRANT USAGE ON FOREIGN SERVER kms TO regress_reader;
+-- a role that is a superuser has every right, but no identity without a mapping
+CREATE ROLE regress_dba SUPERUSER;
+SET ROLE regress_dba;
+SELECT error_of('SELECT envcrypt.decrypt(a) FROM t');
+SELECT error_of($$SELECT envcrypt.encrypt('x')$$);
+RESET ROLE;
+DROP ROLE regress_dba;
+
+-- what each right gives, alone
+CREATE ROLE regress_right;
+CREATE FUNCTION allowed() RETURNS SETOF text LANGUAGE sql AS $$
+    SELECT p.oid::regprocedure::text FROM pg_proc p WHERE pronamespace = 'envcrypt'::regnamespace
+        AND has_function_privilege('regress_right', p.oid, 'EXECUTE') AND NOT has_function_privilege('pg_monitor', p.oid, 'EXECUTE') ORDER BY 1 $$;
+DO $$
+DECLARE given text; function text;
+BEGIN
+    FOREACH given IN ARRAY '{encrypt,decrypt,search,manage}'::text[] LOOP
+        PERFORM envcrypt.grant_access('regress_right', ARRAY[given]);
+        RAISE NOTICE '% (schema: %, cache: %)', given, has_schema_privilege('regress_right', 'envcrypt', 'USAGE'), has_table_privilege('regress_right', 'envcrypt.cache', 'SELECT');
+        FOR function IN SELECT allowed() LOOP RAISE NOTICE '    %', function; END LOOP;
+        PERFORM envcrypt.revoke_access('regress_right', ARRAY[given]);
+        RAISE NOTICE '    revoked: %', ARRAY(SELECT allowed());
+    END LOOP;
+END $$;
+-- twice is once; one taken back leaves the other
+SELECT envcrypt.grant_access('regress_right', '{decrypt,decrypt}'), envcrypt.grant_access('regress_right', '{decrypt,encrypt}');
+SELECT envcrypt.revoke_access('regress_right', '{encrypt}');
+SELECT allowed();
+SELECT has_schema_privilege('regress_right', 'envcrypt', 'USAGE');
+SELECT envcrypt.revoke_access('regress_right', '{encrypt,manage}');
+SELECT allowed();
+SELECT envcrypt.revoke_access('regress_right', '{decrypt}'), envcrypt.revoke_access('regress_right', '{decrypt}');
+SELECT allowed();
+SELECT count(*) FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = 'regress_right'::regrole AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database());
+DROP ROLE regress_right;
+DROP FUNCTION allowed;
+
 -- bad calls
+SET ROLE regress_reader;
+SELECT error_of($$SELECT envcrypt.revoke_access('regress_reader', '{decrypt}')$$);
+RESET ROLE;
+SELECT envcrypt.grant_access(NULL, '{decrypt}') IS NULL AS nothing, envcrypt.grant_access('regress_reader', NULL) IS NULL AS neither;
+SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{decrypt,read}')$$);
+SELECT has_function_privilege('regress_app', 'envcrypt.decrypt(envcrypt.encrypted, text)', 'EXECUTE') AS "granted in part";
 SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{read}')$$);
 SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{}')$$);
 SELECT error_of($$SELECT envcrypt.grant_access('regress_app', '{NULL}')$$);
@@ -134,6 +211,7 @@ SELECT has_function_privilege('regress Strange', 'envcrypt.decrypt(envcrypt.encr
 SELECT envcrypt.revoke_access('"regress Strange"', '{encrypt,decrypt,search,manage}');
 SELECT count(*) FROM pg_proc, aclexplode(proacl) a WHERE a.grantee = '"regress Strange"'::regrole;
 
+DROP VIEW seen;
 DROP TABLE t;
 DROP FUNCTION read_all();
 \set ECHO none

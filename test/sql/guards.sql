@@ -32,13 +32,36 @@ SELECT split_part(error_of($$SELECT envcrypt.encrypt('x')$$), E'\n', 1);
 ROLLBACK;
 -- the owner of the schema would take the extension along
 CREATE ROLE regress_owner SUPERUSER;
+CREATE ROLE regress_server_owner;
 ALTER SCHEMA envcrypt OWNER TO regress_owner;
 SELECT split_part(error_of('DROP OWNED BY regress_owner'), E'\n', 1);
 SELECT split_part(error_of('DROP OWNED BY regress_owner CASCADE'), E'\n', 1);
 ALTER SCHEMA envcrypt OWNER TO CURRENT_USER;
 DROP OWNED BY regress_owner;
 DROP ROLE regress_owner;
+-- the owner of the server alone
+GRANT USAGE ON FOREIGN DATA WRAPPER envcrypt_local TO regress_server_owner;
+ALTER SERVER kms OWNER TO regress_server_owner;
+SELECT split_part(error_of('DROP OWNED BY regress_server_owner'), E'\n', 1), split_part(error_of('DROP OWNED BY regress_server_owner CASCADE'), E'\n', 1);
+GRANT EXECUTE ON FUNCTION error_of(text) TO regress_server_owner;
+SET ROLE regress_server_owner;
+SELECT split_part(error_of('DROP SERVER kms CASCADE'), E'\n', 1), split_part(error_of('ALTER SERVER kms RENAME TO other'), E'\n', 1);
+RESET ROLE;
+ALTER SERVER kms OWNER TO CURRENT_USER;
+DROP OWNED BY regress_server_owner;
+DROP ROLE regress_server_owner;
+-- nor is a part of it, nor by a command that names others too
+SELECT command, split_part(error_of(command), E'\n', 1) FROM unnest(ARRAY['ALTER EXTENSION envcrypt DROP FUNCTION envcrypt.forget_keys()',
+    'DROP SCHEMA IF EXISTS regress_nothing, envcrypt CASCADE', 'DROP SERVER IF EXISTS regress_nothing, kms CASCADE']) command;
+SELECT error_of('ALTER SCHEMA envcrypt RENAME TO other');
+SELECT count(*) FROM envcrypt.tenant JOIN envcrypt.data_key ON tenant = name JOIN envcrypt.wrapped_key USING (key_id);
 -- others are none of its business
+CREATE SCHEMA regress_schema;
+ALTER SCHEMA regress_schema RENAME TO regress_renamed;
+CREATE TABLE regress_renamed.tenant (a int);
+ALTER TABLE regress_renamed.tenant RENAME a TO b;
+ALTER TABLE regress_renamed.tenant RENAME TO t;
+DROP SCHEMA regress_renamed CASCADE;
 CREATE FOREIGN DATA WRAPPER regress_fdw;
 CREATE SERVER regress_server FOREIGN DATA WRAPPER regress_fdw;
 ALTER SERVER regress_server RENAME TO regress_renamed;

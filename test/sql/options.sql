@@ -16,6 +16,19 @@ SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (aut
 SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (auth 'password')$$);
 SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (endpoint 'https://x')$$);
 SELECT error_of($$CREATE USER MAPPING FOR PUBLIC SERVER kms OPTIONS (token 'file:/x')$$);
+SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (user 'me')$$);
+SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (auth 'token', token 'file:relative')$$);
+SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (auth 'token', token '')$$);
+SELECT error_of($$CREATE SERVER s FOREIGN DATA WRAPPER envcrypt_local OPTIONS (key_file 'relative')$$);
+SELECT error_of($$CREATE SERVER s FOREIGN DATA WRAPPER envcrypt_local OPTIONS (key_file '')$$);
+SELECT options, split_part(error_of(format('CREATE SERVER s FOREIGN DATA WRAPPER envcrypt_vault OPTIONS (%s); DROP SERVER s', options)), E'\n', 1) FROM unnest(ARRAY[
+    $$endpoint ''$$, $$endpoint 'x'$$, $$endpoint 'HTTP://x'$$, $$endpoint 'ftp://x'$$, $$endpoint 'file:///etc/passwd'$$, $$endpoint 'https://'$$,
+    $$endpoint 'https://user:secret@x'$$, $$endpoint 'https://x/?a=b'$$, $$endpoint 'https://x/#a'$$, $$endpoint E'https://x\r\nHost: y'$$, $$endpoint 'https://x y'$$,
+    $$endpoint 'http://169.254.169.254'$$, $$mount '../auth'$$, $$mount ''$$, $$mount '/a'$$, $$mount 'a//b'$$, $$mount 'a/b'$$, $$mount 'a b'$$, $$mount 'a%2e'$$, $$master_key 'a/../b'$$, $$master_key 'a?b'$$, $$master_key 'a#b'$$, $$master_key ''$$, $$master_key 'app-1_b'$$,
+    $$insecure 'true'$$, $$verify 'off'$$, $$"ENDPOINT" 'https://x'$$, $$key_file '/x'$$, $$token 'file:/x'$$]) options;
+-- a secret given by value is not repeated
+SELECT error_of($$CREATE USER MAPPING FOR CURRENT_USER SERVER vault OPTIONS (auth 'token', token 'hvs.the-secret-itself')$$) !~ 'hvs' AS silent;
+SELECT count(*) FROM pg_user_mappings WHERE srvname = 'vault';
 -- what is missing is said at use
 CREATE USER MAPPING FOR CURRENT_USER SERVER vault;
 SELECT error_of($$SELECT envcrypt.check_server('vault')$$);
@@ -37,7 +50,7 @@ CREATE FUNCTION with_file(contents text, mode text) RETURNS text LANGUAGE plpgsq
 DECLARE path text := current_setting('data_directory') || '/regress_key';
     result record;
 BEGIN
-    EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('rm -rf %1$s; printf ''%2$s'' > %1$s; chmod %3$s %1$s', path, contents, mode));
+    EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('cat >/dev/null; rm -rf %1$s; printf ''%2$s'' > %1$s; chmod %3$s %1$s', path, contents, mode));
     SELECT * INTO result FROM envcrypt.check_server('bare');
     RETURN concat_ws(' ', result.ok, result.sqlstate, replace(result.error, path, 'FILE'), result.hint);
 END $$;
@@ -59,6 +72,7 @@ ALTER SERVER vault OWNER TO regress_owner;
 GRANT USAGE ON FOREIGN DATA WRAPPER envcrypt_vault TO regress_owner;
 SET ROLE regress_owner;
 SELECT error_of($$ALTER SERVER vault OPTIONS (SET endpoint 'https://evil')$$);
+SELECT error_of($$ALTER SERVER vault OPTIONS (DROP endpoint)$$);
 SELECT error_of($$CREATE SERVER mine FOREIGN DATA WRAPPER envcrypt_vault OPTIONS (endpoint 'https://evil')$$);
 SELECT error_of($$CREATE USER MAPPING FOR regress_owner SERVER vault OPTIONS (auth 'token', token 'file:/etc/shadow')$$);
 RESET ROLE;
