@@ -32,6 +32,10 @@ include $(PGXS)
 WARNINGS = -Wall -Wextra $(if $(CI)$(WERROR),-Werror)
 # Own rules: PostgreSQL's headers as system headers, since C++20 with -Wextra does not pass them, and headers tracked.
 override CXXFLAGS = -std=c++20 -O2 -g -fPIC -fvisibility=hidden -fvisibility-inlines-hidden $(WARNINGS) $(CXXFLAGS_ADD)
+# what was built for one PostgreSQL is built again for another
+BUILT_FOR = build/built-for
+$(shell mkdir -p build; echo $(includedir_server) | cmp -s - $(BUILT_FOR) || echo $(includedir_server) >$(BUILT_FOR))
+$(OBJS): $(BUILT_FOR)
 %.o: %.cpp
 	$(CXX) $(CXXFLAGS) -MMD -MP -Isrc -isystem $(includedir_server) -c $< -o $@
 -include $(OBJS:.o=.d)
