@@ -85,13 +85,31 @@ ALTER TABLE envcrypt.wrapped_key ENABLE ALWAYS TRIGGER changed, ENABLE ALWAYS TR
 CREATE FUNCTION envcrypt.vault_validator(text[], oid) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_vault_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.vault_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_vault.';
+CREATE FUNCTION envcrypt.aws_validator(text[], oid) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_aws_validator' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.aws_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_aws.';
+CREATE FUNCTION envcrypt.gcp_validator(text[], oid) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_gcp_validator' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.gcp_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_gcp.';
+CREATE FUNCTION envcrypt.azure_validator(text[], oid) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_azure_validator' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.azure_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_azure.';
 CREATE FUNCTION envcrypt.local_validator(text[], oid) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_local_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.local_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_local.';
 
 CREATE FOREIGN DATA WRAPPER envcrypt_vault VALIDATOR envcrypt.vault_validator;
 COMMENT ON FOREIGN DATA WRAPPER envcrypt_vault IS
-    'OpenBao or HashiCorp Vault, transit engine, derived keys. Server options: endpoint, master_key, mount, ca_file, client_cert_file, client_key_file. User mapping options: auth (token, approle), auth_mount, token, role_id, secret_id.';
+    'OpenBao or HashiCorp Vault, transit engine, derived keys. Server options: endpoint, master_key, mount, namespace, ca_file, proxy, client_cert_file, client_key_file. User mapping options: auth (token, approle, kubernetes, jwt, cert), auth_mount, token, role_id, secret_id, role, jwt.';
+CREATE FOREIGN DATA WRAPPER envcrypt_aws VALIDATOR envcrypt.aws_validator;
+COMMENT ON FOREIGN DATA WRAPPER envcrypt_aws IS
+    'AWS KMS, symmetric keys; C goes as EncryptionContext. Server options: region, master_key, endpoint, fips, dual_stack and others; user mapping options: auth (profile, web_identity, container, instance) and what it needs: doc/kms.md.';
+CREATE FOREIGN DATA WRAPPER envcrypt_gcp VALIDATOR envcrypt.gcp_validator;
+COMMENT ON FOREIGN DATA WRAPPER envcrypt_gcp IS
+    'Google Cloud KMS, symmetric keys; C goes as additionalAuthenticatedData, CRC-32C both ways. Server options: master_key, endpoint and others; user mapping options: auth (metadata, service_account, external_account), credentials_file: doc/kms.md.';
+CREATE FOREIGN DATA WRAPPER envcrypt_azure VALIDATOR envcrypt.azure_validator;
+COMMENT ON FOREIGN DATA WRAPPER envcrypt_azure IS
+    'Azure Key Vault (RSA-OAEP-256 with a PS256 attestation) and Managed HSM (A256KW). Server options: endpoint, master_key, attestation_key, algorithm and others; user mapping options: auth (managed_identity, client_secret, federated) and what it needs: doc/kms.md.';
 CREATE FOREIGN DATA WRAPPER envcrypt_local VALIDATOR envcrypt.local_validator;
 COMMENT ON FOREIGN DATA WRAPPER envcrypt_local IS
     'Master keys in a file of the database server, for development and tests. Server option: key_file (64 hex digits a line, the last the newest).';

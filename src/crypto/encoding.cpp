@@ -57,6 +57,31 @@ std::optional<SecretBytes> from_base64_secret(std::string_view text) {
     return bytes;
 }
 
+std::string to_base64url(ByteView bytes) {
+    return std::string(to_base64url_secret(bytes).expose_text());
+}
+
+SecretBytes to_base64url_secret(ByteView bytes) {
+    constexpr int variant = sodium_base64_VARIANT_URLSAFE_NO_PADDING;
+    SecretBytes text(sodium_base64_encoded_len(bytes.size(), variant));
+    sodium_bin2base64(reinterpret_cast<char *>(text.expose().data()), text.size(), bytes.data(),
+                      bytes.size(), variant);
+    text.shrink(text.size() - 1);
+    return text;
+}
+
+std::optional<SecretBytes> from_base64url_secret(std::string_view text) {
+    if (text.empty()) return SecretBytes();
+    SecretBytes bytes(text.size());
+    std::size_t length = 0;
+    if (!is_ascii(text) ||
+        sodium_base642bin(bytes.expose().data(), bytes.size(), text.data(), text.size(), nullptr,
+                          &length, nullptr, sodium_base64_VARIANT_URLSAFE_NO_PADDING) != 0)
+        return std::nullopt;
+    bytes.shrink(length);
+    return bytes;
+}
+
 std::string to_hex(ByteView bytes) {
     std::string text(2 * bytes.size() + 1, '\0');
     sodium_bin2hex(text.data(), text.size(), bytes.data(), bytes.size());

@@ -1,5 +1,6 @@
-// Hexadecimal and standard base64 (RFC 4648 section 4, padded), strict: one text for each byte
-// string. Both run in constant time for secrets of one length.
+// Hexadecimal, standard base64 (RFC 4648 section 4, padded) and base64url (section 5, without
+// padding), strict: one text for each byte string. Both run in constant time for secrets of one
+// length.
 #pragma once
 
 #include <optional>
@@ -30,6 +31,10 @@ std::optional<std::size_t> decode_base64(std::string_view text, ByteSpan out);
 std::string to_base64(ByteView bytes);
 SecretBytes to_base64_secret(ByteView bytes);
 std::optional<SecretBytes> from_base64_secret(std::string_view text);
+
+std::string to_base64url(ByteView bytes);
+SecretBytes to_base64url_secret(ByteView bytes);
+std::optional<SecretBytes> from_base64url_secret(std::string_view text);
 
 std::string to_hex(ByteView bytes);
 // Digits of either case.

@@ -124,6 +124,12 @@ UrlHandle new_url() {
     return url;
 }
 
+// The metadata services of clouds, which speak no TLS and are reached over the host's own link.
+bool is_metadata_address(std::string_view host) {
+    return host == "169.254.169.254" || host == "169.254.170.2" || host == "169.254.170.23" ||
+           host == "[fd00:ec2::23]";
+}
+
 // "host:port" of an https URL without user name. The URL itself is never echoed: where it is wrong
 // it may hold a password.
 Result<std::string> place_of(const std::string &text) {
@@ -137,7 +143,10 @@ Result<std::string> place_of(const std::string &text) {
                                         CURLU_DISALLOW_USER | CURLU_NON_SUPPORT_SCHEME);
     if (code == CURLUE_OUT_OF_MEMORY) throw std::bad_alloc();
     if (code != CURLUE_OK) return refuse(curl_url_strerror(code));
-    if (url_part(url.get(), CURLUPART_SCHEME) != "https") return refuse("Only https is spoken.");
+    const std::string scheme = url_part(url.get(), CURLUPART_SCHEME);
+    if (scheme != "https" &&
+        (scheme != "http" || !is_metadata_address(url_part(url.get(), CURLUPART_HOST))))
+        return refuse("Only https is spoken.");
     return url_part(url.get(), CURLUPART_HOST) + ":" + url_part(url.get(), CURLUPART_PORT);
 }
 
@@ -392,7 +401,9 @@ Status set_options(Transfer &transfer, std::chrono::milliseconds timeout) {
     options.set(CURLOPT_ERRORBUFFER, static_cast<char *>(transfer.words));
     options.set(CURLOPT_URL, transfer.request.url.c_str());
     options.set(CURLOPT_PATH_AS_IS, 1L);  // a signed path is sent as it was signed
-    options.set(CURLOPT_PROTOCOLS_STR, "https");
+    // place_of() let http through for metadata services alone
+    options.set(CURLOPT_PROTOCOLS_STR,
+                transfer.request.url.starts_with("http:") ? "http" : "https");
     options.set(CURLOPT_REDIR_PROTOCOLS_STR, "https");
     options.set(CURLOPT_FOLLOWLOCATION, 0L);
     options.set(CURLOPT_HTTP_VERSION,

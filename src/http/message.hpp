@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -33,12 +34,20 @@ struct Request {
     std::vector<Header> headers;
     SecretBytes body;
     Transport transport;
+    std::chrono::milliseconds timeout{};  // 0: whatever time the operation has left
 };
 
 struct Response {
     int status = 0;
     std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
     SecretBytes body;
+
+    // The first header of that name (in lower case), or nothing.
+    std::string_view header(std::string_view name) const {
+        for (const auto &[its_name, value] : headers)
+            if (its_name == name) return value;
+        return {};
+    }
 };
 
 // A body longer than this is refused: the longest honest KMS answer (a batch of 128 keys) is 40

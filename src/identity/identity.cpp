@@ -1,6 +1,9 @@
 // Which login belongs to which dialect. See identity.hpp.
 #include "identity/identity.hpp"
 
+#include "identity/aws.hpp"
+#include "identity/azure.hpp"
+#include "identity/gcp.hpp"
 #include "identity/vault.hpp"
 
 namespace envcrypt::identity {
@@ -19,14 +22,29 @@ kms::Task<Result<Credential>> read_key_file(kms::Conversation &talk, const kms::
 
 kms::Task<Result<Credential>> obtain(kms::Conversation &talk, const kms::Server &server) {
     if (server.dialect == &kms::local_dialect()) return read_key_file(talk, server);
+    if (server.dialect == &kms::aws_dialect()) return obtain_aws_keys(talk, server);
+    if (server.dialect == &kms::gcp_dialect()) return obtain_gcp_token(talk, server, GcpScope::kms);
+    if (server.dialect == &kms::azure_dialect()) return obtain_azure_token(talk, server);
     return obtain_vault_token(talk, server);
+}
+
+kms::Task<Result<Credential>> renew(kms::Conversation &talk, const kms::Server &server,
+                                    const Credential &old) {
+    if (server.dialect == &kms::vault_dialect()) return renew_vault_token(talk, server, old);
+    return obtain(talk, server);
 }
 
 kms::Task<Result<std::string>> describe(kms::Conversation &talk, const kms::Server &server,
                                         const Credential &credential) {
-    if (server.dialect != &kms::local_dialect())
+    if (server.dialect == &kms::vault_dialect())
         return describe_vault_token(talk, server, credential);
-    return []() -> kms::Task<Result<std::string>> { co_return std::string("key file"); }();
+    if (server.dialect == &kms::aws_dialect()) return describe_aws_keys(talk, server, credential);
+    // those that tell nobody who they are
+    return [](std::string text) -> kms::Task<Result<std::string>> {
+        co_return text;
+    }(server.dialect == &kms::gcp_dialect()                               ? describe_gcp(server)
+                                : server.dialect == &kms::azure_dialect() ? describe_azure(server)
+                                                                          : "key file");
 }
 
 }  // namespace envcrypt::identity

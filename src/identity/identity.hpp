@@ -9,16 +9,15 @@
 
 namespace envcrypt::identity {
 
-struct Credential {
-    SecretBytes secret;
-    // From when on a new one must be obtained; a credential of no known end is kept until it is
-    // refused.
-    kms::Clock expires = kms::Clock::max();
-};
+using kms::Credential;
 
 // Obtains a new credential. Errors by the table of error classes in doc/kms.md; `server` outlives
 // the task.
 kms::Task<Result<Credential>> obtain(kms::Conversation &talk, const kms::Server &server);
+
+// Obtains a new one while `old` still serves, as the KMS prefers it.
+kms::Task<Result<Credential>> renew(kms::Conversation &talk, const kms::Server &server,
+                                    const Credential &old);
 
 // Who the KMS says the credential is, for people to read.
 kms::Task<Result<std::string>> describe(kms::Conversation &talk, const kms::Server &server,

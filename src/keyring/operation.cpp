@@ -3,6 +3,10 @@
 
 #include <algorithm>
 
+#include "crypto/random.hpp"
+#include "keyring/retry.hpp"
+#include "kms/time.hpp"
+
 namespace envcrypt::keyring {
 
 namespace {
@@ -19,39 +23,116 @@ Error corrupt_key(const kms::Server &server, const char *detail) {
             "rows of envcrypt.wrapped_key."};
 }
 
-// One question, with a credential that is obtained where there is none, and once more where the KMS
-// refuses the one kept.
-Task<Result<Answer>> put(Operation &operation, Ask ask) {
-    const kms::Server &server = operation.server;
+// A credential that is not renewed in time serves until it ends; this is how often, and how long,
+// renewing is tried meanwhile.
+constexpr kms::Clock kRenewalPause{30000};
+constexpr kms::Clock kRenewalPatience{1000};
+
+struct Taken {
+    identity::Credential credential;
+    bool kept;  // rather than new
+};
+
+// The credential kept, or a new one. Of one that still serves but should be renewed, a renewal that
+// fails or is slow is no failure.
+Task<Result<Taken>> take_credential(Operation &operation) {
+    Credentials &all = *operation.credentials;
+    const IdentityId &id = operation.identity;
+    bool serves = false;
     for (;;) {
-        const identity::Credential *kept =
-            operation.credentials->find(operation.identity, operation.talk.now());
-        const bool from_cache = kept != nullptr;
-        SecretBytes secret;
-        if (from_cache) {
-            secret = kept->secret.copy();
-        } else {
-            Result<identity::Credential> obtained =
-                co_await identity::obtain(operation.talk, server);
-            if (!obtained) co_return std::move(obtained.error());
-            secret = obtained->secret.copy();
-            operation.credentials->keep(operation.identity, std::move(*obtained),
-                                        operation.talk.now());
-        }
+        const identity::Credential *kept = all.find(id, operation.talk.now());
+        serves = kept != nullptr;
+        if (serves && (operation.talk.now() < kept->renew_from || all.is_obtaining(id)))
+            co_return Taken{kept->copy(), true};
+        if (!all.is_obtaining(id)) break;
+        co_await operation.talk.wait_for_others();
+    }
+    const Credentials::Obtaining obtaining(all, id);
+    std::optional<Result<identity::Credential>> tried;
+    if (serves) {
+        const identity::Credential old = all.find(id, operation.talk.now())->copy();
+        operation.talk.set_patience(kRenewalPatience);
+        tried = co_await identity::renew(operation.talk, operation.server, old);
+        operation.talk.set_patience({});
+    } else {
+        tried = co_await identity::obtain(operation.talk, operation.server);
+    }
+    Result<identity::Credential> &obtained = *tried;
+    if (obtained) {
+        Taken taken{obtained->copy(), false};
+        all.keep(id, std::move(*obtained), operation.talk.now());
+        co_return taken;
+    }
+    const identity::Credential *kept = all.find(id, operation.talk.now());
+    if (kept == nullptr) co_return std::move(obtained.error());
+    Taken taken{kept->copy(), true};
+    all.postpone_renewal(id, operation.talk.now() + kRenewalPause);
+    co_return taken;
+}
+
+// One question, with a credential that is obtained where there is none, and once more where the KMS
+// refuses the one kept. `retry_after`: what the KMS asked for, if it failed.
+Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_after) {
+    const kms::Server &server = operation.server;
+    Credentials &credentials = *operation.credentials;
+    Answer so_far;
+    bool corrected = false;
+    for (;;) {
+        Result<Taken> taken = co_await take_credential(operation);
+        if (!taken) co_return std::move(taken.error());
+        ask.time = operation.talk.wall_time() + credentials.clock_offset(operation.identity);
         std::variant<http::Request, Result<Answer>> asked =
-            server.dialect->ask(server, ask, secret);
+            server.dialect->ask(server, ask, taken->credential);
         if (auto *answer = std::get_if<Result<Answer>>(&asked)) co_return std::move(*answer);
 
         Result<http::Response> response =
             co_await operation.talk.exchange(std::move(std::get<http::Request>(asked)));
         if (!response)
             co_return kms::while_doing(server, kms::doing(ask.verb), std::move(response.error()));
-        if (server.dialect->refuses_credential(*response)) {
-            operation.credentials->forget(operation.identity);
-            if (from_cache) continue;
+        retry_after = parse_retry_after(response->header("retry-after"));
+        if (!corrected && server.dialect->refuses_time(*response)) {
+            const auto theirs = kms::parse_http_date(response->header("date"));
+            if (theirs) {
+                credentials.set_clock_offset(operation.identity,
+                                             *theirs - operation.talk.wall_time());
+                corrected = true;
+                continue;
+            }
         }
-        co_return server.dialect->read(server, ask, std::move(*response));
+        if (server.dialect->refuses_credential(*response)) {
+            credentials.forget(operation.identity);
+            if (taken->kept) continue;
+        }
+        Result<Answer> answer = server.dialect->read(server, ask, std::move(*response));
+        if (!answer || !answer->more) co_return answer;
+        so_far = std::move(*answer);
+        ask.so_far = &so_far;
     }
+}
+
+// The same, tried again by the policy of retry.hpp.
+Task<Result<Answer>> put(Operation &operation, Ask ask) {
+    for (int attempt = 1;; ++attempt) {
+        kms::Clock retry_after{};
+        Result<Answer> answer = co_await put_once(operation, ask, retry_after);
+        if (answer) co_return answer;
+        std::uint8_t byte;
+        crypto::random_bytes({&byte, 1});
+        const auto delay =
+            retry_delay(answer.error().code, attempt, retry_after,
+                        operation.talk.deadline() - operation.talk.now(), byte / 256.0);
+        if (!delay) co_return answer;
+        co_await operation.talk.sleep_until(operation.talk.now() + *delay);
+    }
+}
+
+Ask unwrap(const Operation &operation, std::string context) {
+    Ask ask;
+    ask.verb = Verb::unwrap;
+    ask.context = std::move(context);
+    ask.wrapped = operation.wrapped;
+    ask.attestation = operation.attestation;
+    return ask;
 }
 
 Status check_key(const Operation &operation, const SecretBytes &key) {
@@ -80,8 +161,18 @@ void Credentials::keep(const IdentityId &id, identity::Credential credential, km
     if (now < credential.expires) kept_.insert_or_assign(id, std::move(credential));
 }
 
+void Credentials::postpone_renewal(const IdentityId &id, kms::Clock until) {
+    const auto found = kept_.find(id);
+    if (found != kept_.end()) found->second.renew_from = until;
+}
+
+std::int64_t Credentials::clock_offset(const IdentityId &id) const {
+    const auto found = clock_offsets_.find(id);
+    return found == clock_offsets_.end() ? 0 : found->second;
+}
+
 Task<Status> open_key(Operation &operation) {
-    Ask ask{Verb::unwrap, operation.context, nullptr, operation.wrapped};
+    Ask ask = unwrap(operation, operation.context);
     Result<Answer> answer = co_await put(operation, std::move(ask));
     if (!answer) co_return std::move(answer.error());
     Status checked = check_key(operation, answer->key);
@@ -90,9 +181,19 @@ Task<Status> open_key(Operation &operation) {
 }
 
 Task<Status> make_key(Operation &operation) {
-    Ask ask{Verb::make_data_key, operation.context, nullptr, {}};
+    Ask ask;
+    ask.verb = Verb::make_data_key;
+    ask.context = operation.context;
+    SecretBytes own;
+    if (!operation.server.dialect->makes_data_keys()) {
+        own = SecretBytes(crypto::kKeySize);
+        crypto::random_bytes(own.expose());
+        ask.verb = Verb::wrap;
+        ask.key = &own;
+    }
     Result<Answer> answer = co_await put(operation, std::move(ask));
     if (!answer) co_return std::move(answer.error());
+    if (!own.empty()) answer->key = std::move(own);
     if (answer->key.size() != crypto::kKeySize)
         co_return corrupt_key(operation.server, "Its length is not 32 bytes.");
     operation.key = std::move(answer->key);
@@ -103,7 +204,7 @@ Task<Status> make_key(Operation &operation) {
 Task<Status> verify_key(Operation &operation) {
     Status opened = co_await open_key(operation);
     if (!opened) co_return opened;
-    Ask elsewhere{Verb::unwrap, operation.context + "?", nullptr, operation.wrapped};
+    Ask elsewhere = unwrap(operation, operation.context + "?");
     Result<Answer> answer = co_await put(operation, std::move(elsewhere));
     if (answer)
         co_return Error{ErrorCode::misconfigured,
@@ -119,6 +220,7 @@ Task<Status> check_server(Operation &operation) {
     Status made = co_await make_key(operation);
     if (!made) co_return made;
     operation.wrapped = operation.made.wrapped;
+    operation.attestation = operation.made.attestation;
     operation.commitment =
         crypto::commitment(operation.key.expose().first<crypto::kKeySize>(), operation.context);
     Status verified = co_await verify_key(operation);

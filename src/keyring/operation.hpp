@@ -5,6 +5,7 @@
 
 #include <array>
 #include <map>
+#include <set>
 #include <string>
 
 #include "crypto/keys.hpp"
@@ -24,11 +25,39 @@ public:
     // Null where there is none, or none that lasts.
     const identity::Credential *find(const IdentityId &id, kms::Clock now) const;
     void keep(const IdentityId &id, identity::Credential credential, kms::Clock now);
+    // One that could not be renewed serves on, and is not tried again before that time.
+    void postpone_renewal(const IdentityId &id, kms::Clock until);
     void forget(const IdentityId &id) { kept_.erase(id); }
-    void clear() { kept_.clear(); }
+    void clear() {
+        kept_.clear();
+        clock_offsets_.clear();
+    }
+
+    // Of many operations at once, one obtains a credential for all that share the identity.
+    class Obtaining {
+    public:
+        Obtaining(Credentials &all, const IdentityId &id) : all_(all), id_(id) {
+            all_.obtaining_.insert(id_);
+        }
+        Obtaining(const Obtaining &) = delete;
+        ~Obtaining() { all_.obtaining_.erase(id_); }
+
+    private:
+        Credentials &all_;
+        IdentityId id_;
+    };
+    bool is_obtaining(const IdentityId &id) const { return obtaining_.contains(id); }
+
+    // By how many seconds this host's clock is behind the KMS's, where that mattered.
+    std::int64_t clock_offset(const IdentityId &id) const;
+    void set_clock_offset(const IdentityId &id, std::int64_t seconds) {
+        clock_offsets_.insert_or_assign(id, seconds);
+    }
 
 private:
     std::map<IdentityId, identity::Credential> kept_;
+    std::set<IdentityId> obtaining_;
+    std::map<IdentityId, std::int64_t> clock_offsets_;
 };
 
 struct Operation {
@@ -37,6 +66,7 @@ struct Operation {
     IdentityId identity{};
     std::string context;          // C of the key
     Bytes wrapped;                // open_key, verify_key
+    Bytes attestation;            // open_key, verify_key: what came with it
     crypto::Digest commitment{};  // open_key, verify_key
     Credentials *credentials = nullptr;
 

@@ -8,10 +8,11 @@ namespace envcrypt::kms {
 namespace {
 
 const Dialect &dialect_at(std::size_t i) {
-    const Dialect *const all[] = {&vault_dialect(), &local_dialect()};
+    const Dialect *const all[] = {&vault_dialect(), &aws_dialect(), &gcp_dialect(),
+                                  &azure_dialect(), &local_dialect()};
     return *all[i];
 }
-constexpr std::size_t kDialects = 2;
+constexpr std::size_t kDialects = 5;
 
 bool is_name_letter(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
@@ -31,6 +32,12 @@ bool is_name(std::string_view text) {
     }
 }
 
+bool is_resource(std::string_view text) {
+    return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
+        return is_name_letter(c) || std::string_view("/:=,+@").find(c) != std::string_view::npos;
+    }) && text.find("..") == std::string_view::npos;
+}
+
 bool is_https_url(std::string_view text) {
     if (!text.starts_with("https://")) return false;
     text.remove_prefix(8);
@@ -45,6 +52,12 @@ const char *expectation(OptionKind kind) {
     switch (kind) {
         case OptionKind::https_url:
             return "It must be a URL such as https://kms.internal:8200; only https is spoken.";
+        case OptionKind::proxy_url:
+            return "It must be a URL such as http://proxy.internal:3128, without user name.";
+        case OptionKind::resource:
+            return "It must be an identifier of letters, digits and . _ - / : = , + @.";
+        case OptionKind::boolean:
+            return "It must be true or false.";
         case OptionKind::name:
             return "It must be a name of letters, digits, dots, underscores and hyphens, with "
                    "slashes between its parts.";
@@ -63,6 +76,13 @@ bool is_valid(const Dialect &dialect, OptionKind kind, std::string_view value) {
     switch (kind) {
         case OptionKind::https_url:
             return is_https_url(value);
+        case OptionKind::proxy_url:
+            return is_https_url(value) || (value.starts_with("http://") &&
+                                           is_https_url("https" + std::string(value.substr(4))));
+        case OptionKind::resource:
+            return is_resource(value);
+        case OptionKind::boolean:
+            return value == "true" || value == "false";
         case OptionKind::name:
             return is_name(value);
         case OptionKind::absolute_path:
@@ -102,10 +122,8 @@ std::string_view Server::identity_option(std::string_view option_name) const {
 }
 
 http::Transport Server::transport() const {
-    return {std::string(option("ca_file")),
-            std::string(option("client_cert_file")),
-            std::string(option("client_key_file")),
-            {}};
+    return {std::string(option("ca_file")), std::string(option("client_cert_file")),
+            std::string(option("client_key_file")), std::string(option("proxy"))};
 }
 
 const char *doing(Verb verb) {

@@ -14,6 +14,7 @@
 #include "core/error.hpp"
 #include "core/secret.hpp"
 #include "http/message.hpp"
+#include "kms/task.hpp"
 
 namespace envcrypt::kms {
 
@@ -21,7 +22,10 @@ enum class OptionPlace { server, mapping };
 // How the text of an option is checked when it is set.
 enum class OptionKind {
     https_url,         // https://host[:port][/path]
+    proxy_url,         // http://host[:port] or https://
     name,              // letters, digits, . _ - and, between them, /
+    resource,          // the same with : = , + @ as well: ARNs, e-mail addresses
+    boolean,           // true or false
     absolute_path,     // of a file on the database server
     secret_reference,  // file:/absolute/path, never the secret itself
     auth_method,       // one of the dialect's
@@ -46,15 +50,36 @@ struct Server {
     // Empty where the option is not set.
     std::string_view option(std::string_view name) const;
     std::string_view identity_option(std::string_view name) const;
+    bool flag(std::string_view name) const { return option(name) == "true"; }
     http::Transport transport() const;
 };
 
+// What a role proves itself by: a bearer token, or a key to sign with.
+struct Credential {
+    SecretBytes secret;
+    Clock expires = Clock::max();  // a credential of no known end is kept until it is refused
+    // From when on a new one is sought, while this one still serves.
+    Clock renew_from = Clock::max();
+    bool renewable = false;          // Vault: its lease can be lengthened
+    std::string id = {};             // AWS: the access key id
+    SecretBytes session_token = {};  // AWS: of temporary credentials
+
+    Credential copy() const {
+        return {secret.copy(), expires, renew_from, renewable, id, session_token.copy()};
+    }
+};
+
+struct Answer;
 enum class Verb { make_data_key, wrap, unwrap };
 struct Ask {
     Verb verb = Verb::unwrap;
     std::string context;               // C of the key: see crypto/keys.hpp
     const SecretBytes *key = nullptr;  // to be wrapped
     ByteView wrapped;                  // to be unwrapped
+    ByteView attestation;              // that came with it
+    std::int64_t time = 0;             // seconds since 1970, as the KMS sees it
+    // What the requests before this one came to, of a KMS that needs several for one verb.
+    const Answer *so_far = nullptr;
 };
 
 // What an error says was being done: "make a data key".
@@ -65,6 +90,9 @@ struct Answer {
     Bytes wrapped;           // made or wrapped
     std::string master_key;  // as the KMS names it
     std::string master_key_version;
+    Bytes attestation;  // where the wrapping does not bind by itself
+    bool more = false;  // another request is needed: ask again with this as `so_far`
+    int step = 0;       // how many requests are behind it, where `more`
 };
 
 class Dialect {
@@ -72,16 +100,20 @@ public:
     virtual const char *wrapper_name() const = 0;  // of the foreign data wrapper
     virtual std::span<const Option> options() const = 0;
     virtual std::span<const char *const> auth_methods() const = 0;
+    // Whether it makes data keys itself; else a key of ours is wrapped.
+    virtual bool makes_data_keys() const { return true; }
 
     // The request to be sent, or the answer itself from a KMS that is no service.
-    virtual std::variant<http::Request, Result<Answer>> ask(
-        const Server &server, const Ask &ask, const SecretBytes &credential) const = 0;
+    virtual std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
+                                                            const Credential &credential) const = 0;
     // Reads what came back for `ask`. Errors by the table of error classes in doc/kms.md.
     virtual Result<Answer> read(const Server &server, const Ask &ask,
                                 http::Response response) const = 0;
     // Whether this answer means that the credential (rather than the request) was refused, so that
     // a new one may help.
     virtual bool refuses_credential(const http::Response &response) const = 0;
+    // Whether this answer means that the request's time was too far from the KMS's.
+    virtual bool refuses_time(const http::Response &) const { return false; }
     // Whether all options are there that a use needs: misconfigured, naming what is missing. Reads
     // no file.
     virtual Status check_complete(const Server &server) const = 0;
@@ -91,6 +123,9 @@ protected:
 };
 
 const Dialect &vault_dialect();
+const Dialect &aws_dialect();
+const Dialect &gcp_dialect();
+const Dialect &azure_dialect();
 const Dialect &local_dialect();
 
 // By the name of the foreign data wrapper; null where it is none of ours.

@@ -143,17 +143,95 @@ std::vector<std::string_view> Json::texts(Path path) const {
     return found;
 }
 
+std::optional<bool> Json::boolean(Path path) const {
+    const rapidjson::Value *value = parsed_->find(path);
+    if (value == nullptr || !value->IsBool()) return std::nullopt;
+    return value->GetBool();
+}
+
+std::optional<std::size_t> Json::length(Path array) const {
+    const rapidjson::Value *value = parsed_->find(array);
+    if (value == nullptr || !value->IsArray()) return std::nullopt;
+    return value->Size();
+}
+
+std::optional<std::string_view> Json::element_text(Path array, std::size_t element,
+                                                   const char *name) const {
+    const rapidjson::Value *value = parsed_->find(array);
+    if (value == nullptr || !value->IsArray() || element >= value->Size()) return std::nullopt;
+    const rapidjson::Value &object = (*value)[static_cast<rapidjson::SizeType>(element)];
+    if (!object.IsObject()) return std::nullopt;
+    const auto member = object.FindMember(name);
+    if (member == object.MemberEnd() || !member->value.IsString()) return std::nullopt;
+    return std::string_view(member->value.GetString(), member->value.GetStringLength());
+}
+
+struct JsonWriter::Writer {
+    SecretStream stream;
+    rapidjson::Writer<SecretStream> json{stream};
+    std::vector<bool> arrays;  // what is open, within the object itself
+
+    void key(std::string_view name) {
+        json.Key(name.data(), static_cast<rapidjson::SizeType>(name.size()));
+    }
+};
+
+JsonWriter::JsonWriter() : writer_(std::make_unique<Writer>()) {
+    writer_->json.StartObject();
+}
+JsonWriter::~JsonWriter() = default;
+
+JsonWriter &JsonWriter::add(std::string_view name, std::string_view value) {
+    writer_->key(name);
+    writer_->json.String(value.data(), static_cast<rapidjson::SizeType>(value.size()));
+    return *this;
+}
+
+JsonWriter &JsonWriter::add(std::string_view name, std::int64_t value) {
+    writer_->key(name);
+    writer_->json.Int64(value);
+    return *this;
+}
+
+JsonWriter &JsonWriter::open(std::string_view name) {
+    writer_->key(name);
+    writer_->json.StartObject();
+    writer_->arrays.push_back(false);
+    return *this;
+}
+
+JsonWriter &JsonWriter::open_array(std::string_view name) {
+    writer_->key(name);
+    writer_->json.StartArray();
+    writer_->arrays.push_back(true);
+    return *this;
+}
+
+JsonWriter &JsonWriter::open_element() {
+    writer_->json.StartObject();
+    writer_->arrays.push_back(false);
+    return *this;
+}
+
+JsonWriter &JsonWriter::close() {
+    if (writer_->arrays.back())
+        writer_->json.EndArray();
+    else
+        writer_->json.EndObject();
+    writer_->arrays.pop_back();
+    return *this;
+}
+
+SecretBytes JsonWriter::finish() {
+    writer_->json.EndObject();
+    return std::move(writer_->stream.out);
+}
+
 SecretBytes write_json(
     std::initializer_list<std::pair<std::string_view, std::string_view>> members) {
-    SecretStream stream;
-    rapidjson::Writer<SecretStream> writer(stream);
-    writer.StartObject();
-    for (const auto &[name, value] : members) {
-        writer.Key(name.data(), static_cast<rapidjson::SizeType>(name.size()));
-        writer.String(value.data(), static_cast<rapidjson::SizeType>(value.size()));
-    }
-    writer.EndObject();
-    return std::move(stream.out);
+    JsonWriter writer;
+    for (const auto &[name, value] : members) writer.add(name, value);
+    return writer.finish();
 }
 
 }  // namespace envcrypt::kms

@@ -28,13 +28,37 @@ public:
     // What is returned lies in this object.
     std::optional<std::string_view> text(Path path) const;
     std::optional<std::int64_t> integer(Path path) const;
+    std::optional<bool> boolean(Path path) const;
     // The strings of an array, without its other members.
     std::vector<std::string_view> texts(Path path) const;
+    // An array's length, and a string in an object that is its element.
+    std::optional<std::size_t> length(Path array) const;
+    std::optional<std::string_view> element_text(Path array, std::size_t element,
+                                                 const char *name) const;
 
 private:
     struct Parsed;
     explicit Json(std::unique_ptr<Parsed> parsed);
     std::unique_ptr<Parsed> parsed_;
+};
+
+// Writes one object of strings, numbers, objects and arrays of objects, into secret memory. Names
+// and strings must be UTF-8.
+class JsonWriter {
+public:
+    JsonWriter();
+    ~JsonWriter();
+    JsonWriter &add(std::string_view name, std::string_view value);
+    JsonWriter &add(std::string_view name, std::int64_t value);
+    JsonWriter &open(std::string_view name);  // a member that is an object
+    JsonWriter &open_array(std::string_view name);
+    JsonWriter &open_element();  // an object in an array
+    JsonWriter &close();         // what was opened last
+    SecretBytes finish();        // once
+
+private:
+    struct Writer;
+    std::unique_ptr<Writer> writer_;
 };
 
 // An object of strings, which must be UTF-8.

@@ -26,8 +26,8 @@ public:
     std::span<const char *const> auth_methods() const override { return {}; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
-                                                    const SecretBytes &credential) const override {
-        return answer(server, ask, credential);
+                                                    const Credential &credential) const override {
+        return answer(server, ask, credential.secret);
     }
 
     Result<Answer> read(const Server &, const Ask &, http::Response) const override {

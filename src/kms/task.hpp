@@ -91,6 +91,8 @@ class Conversation {
 public:
     // The operation's side: co_await these.
     auto exchange(http::Request request) {
+        if (patience_ != Clock{} && (request.timeout == Clock{} || patience_ < request.timeout))
+            request.timeout = patience_;
         need_ = std::move(request);
         return Awaiter<Result<http::Response>>{this};
     }
@@ -98,22 +100,54 @@ public:
         need_ = std::move(file);
         return Awaiter<Result<SecretBytes>>{this};
     }
+    // To go on at that time.
+    auto sleep_until(Clock time) {
+        need_ = Sleep{time};
+        return Awaiter<Unit>{this};
+    }
+    // To go on when another operation under way has moved.
+    auto wait_for_others() {
+        need_ = Others{};
+        return Awaiter<Unit>{this};
+    }
     Clock now() const { return now_; }
+    // When the driver gives up: nothing that ends later is worth starting.
+    Clock deadline() const { return deadline_; }
+    // The most that each exchange from here on may take; 0: whatever the operation has left.
+    void set_patience(Clock patience) { patience_ = patience; }
+    // Seconds since 1970 by the clock on the wall, which signatures and tokens go by.
+    std::int64_t wall_time() const { return wall_time_; }
 
     // The driver's side. What the operation waits for; taking it leaves nothing.
     bool needs_exchange() const { return std::holds_alternative<http::Request>(need_); }
     bool needs_file() const { return std::holds_alternative<FileRequest>(need_); }
+    bool needs_others() const { return std::holds_alternative<Others>(need_); }
+    // Nothing where it does not sleep.
+    std::optional<Clock> sleeps_until() const {
+        const Sleep *sleep = std::get_if<Sleep>(&need_);
+        return sleep == nullptr ? std::nullopt : std::optional(sleep->until);
+    }
     http::Request take_request() {
         return std::get<http::Request>(std::exchange(need_, Nothing{}));
     }
     FileRequest take_file() { return std::get<FileRequest>(std::exchange(need_, Nothing{})); }
     void set_now(Clock now) { now_ = now; }
+    void set_deadline(Clock deadline) { deadline_ = deadline; }
+    void set_wall_time(std::int64_t seconds) { wall_time_ = seconds; }
     // Goes on with the operation. The type must be that of what it needs.
     void answer(Result<http::Response> response) { resume(std::move(response)); }
     void answer(Result<SecretBytes> contents) { resume(std::move(contents)); }
+    void wake() {
+        need_ = Nothing{};
+        resume(Unit{});
+    }
 
 private:
     using Nothing = std::monostate;
+    struct Sleep {
+        Clock until;
+    };
+    struct Others {};
 
     template <class T>
     struct Awaiter {
@@ -129,10 +163,13 @@ private:
         std::exchange(waiting_, nullptr).resume();
     }
 
-    std::variant<Nothing, http::Request, FileRequest> need_;
-    std::variant<Nothing, Result<http::Response>, Result<SecretBytes>> answer_;
+    std::variant<Nothing, http::Request, FileRequest, Sleep, Others> need_;
+    std::variant<Nothing, Result<http::Response>, Result<SecretBytes>, Unit> answer_;
     std::coroutine_handle<> waiting_;
     Clock now_{};
+    Clock deadline_ = Clock::max();
+    Clock patience_{};
+    std::int64_t wall_time_ = 0;
 };
 
 }  // namespace envcrypt::kms

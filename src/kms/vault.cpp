@@ -18,17 +18,23 @@ constexpr Option kOptions[] = {
     {"endpoint", on_server, https_url, "URL of the server"},
     {"master_key", on_server, name, "name of the derived transit key"},
     {"mount", on_server, name, "mount point of the transit engine, by default transit"},
+    {"namespace", on_server, name, "namespace of the transit engine and the auth methods"},
     {"ca_file", on_server, absolute_path,
      "CA certificates that the server's certificate must chain to"},
+    {"proxy", on_server, proxy_url, "proxy to reach the server by"},
     {"client_cert_file", on_server, absolute_path, "client certificate for mutual TLS"},
     {"client_key_file", on_server, absolute_path, "its private key"},
-    {"auth", on_mapping, auth_method, "how to log in: token or approle"},
+    {"auth", on_mapping, auth_method,
+     "how to log in: token, approle, kubernetes, jwt or cert (the server's client certificate)"},
     {"auth_mount", on_mapping, name, "mount point of the auth method, by default its name"},
     {"token", on_mapping, secret_reference, "reference to the token"},
     {"role_id", on_mapping, name, "the AppRole's role id"},
     {"secret_id", on_mapping, secret_reference, "reference to the AppRole's secret id"},
+    {"role", on_mapping, name, "role to log in as, for kubernetes, jwt and cert"},
+    {"jwt", on_mapping, secret_reference,
+     "reference to the JSON web token, for kubernetes and jwt"},
 };
-constexpr const char *kAuthMethods[] = {"token", "approle"};
+constexpr const char *kAuthMethods[] = {"token", "approle", "kubernetes", "jwt", "cert"};
 
 // What OpenBao and Vault say in an error, and what that means. Only these words are repeated to the
 // user: an answer's own text could hold anything.
@@ -93,8 +99,10 @@ public:
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
-                                                    const SecretBytes &credential) const override {
-        const std::string context = crypto::to_base64(as_bytes(ask.context));
+                                                    const Credential &credential) const override {
+        // derived keys want a context even where the article's format has none
+        const std::string context = crypto::to_base64(
+            as_bytes(ask.context.empty() ? std::string_view("envcrypt-envelope") : ask.context));
         const char *operation = "decrypt";
         SecretBytes body;
         switch (ask.verb) {
@@ -114,7 +122,7 @@ public:
         }
         std::string path = std::string(mount(server)) + "/" + operation + "/" +
                            std::string(server.option("master_key"));
-        return vault_request(server, "POST", path, &credential, std::move(body));
+        return vault_request(server, "POST", path, &credential.secret, std::move(body));
     }
 
     Result<Answer> read(const Server &server, const Ask &ask,
@@ -165,6 +173,13 @@ public:
             for (const char *needed : {"role_id", "secret_id"})
                 if (server.identity_option(needed).empty())
                     return missing_option(server, on_mapping, needed);
+        if (auth == "kubernetes" || auth == "jwt")
+            for (const char *needed : {"role", "jwt"})
+                if (server.identity_option(needed).empty())
+                    return missing_option(server, on_mapping, needed);
+        if (auth == "cert")
+            for (const char *needed : {"client_cert_file", "client_key_file"})
+                if (server.option(needed).empty()) return missing_option(server, on_server, needed);
         return Unit{};
     }
 
@@ -196,6 +211,9 @@ http::Request vault_request(const Server &server, const char *method, std::strin
     request.method = method;
     request.url = std::string(endpoint) + "/v1/" + std::string(path);
     request.transport = server.transport();
+    const std::string_view name_space = server.option("namespace");
+    if (!name_space.empty())
+        request.headers.push_back({"X-Vault-Namespace", SecretBytes(name_space)});
     if (token != nullptr) request.headers.push_back({"X-Vault-Token", token->copy()});
     if (!body.empty()) request.headers.push_back({"Content-Type", SecretBytes("application/json")});
     request.body = std::move(body);

@@ -42,6 +42,11 @@ void on_catalog_change(Datum, int, uint32) {
     ++epoch;
 }
 
+void on_server_change(Datum, int, uint32) {
+    ++epoch;
+    if (Backend *state = backend_if_any()) state->connections_stale = true;
+}
+
 // Takes back what rolled back (sub)transactions made or were about to: keys, and an operation that
 // an error left behind.
 void roll_back(Backend &state, int from_level) {
@@ -104,7 +109,7 @@ void register_callbacks() {
     registered = true;
     before_shmem_exit(on_exit, 0);
     CacheRegisterRelcacheCallback(on_relation_change, 0);
-    CacheRegisterSyscacheCallback(FOREIGNSERVEROID, on_catalog_change, 0);
+    CacheRegisterSyscacheCallback(FOREIGNSERVEROID, on_server_change, 0);
     CacheRegisterSyscacheCallback(USERMAPPINGOID, on_catalog_change, 0);
     CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, on_catalog_change, 0);
     CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, on_catalog_change, 0);

@@ -25,12 +25,22 @@ struct UncommittedKey {
     bool first_of_tenant;  // made by create_tenant(): its tenant does not exist without it
 };
 
+// One of the operations that run_operations() drives.
+struct Run {
+    keyring::Operation *operation;
+    bool started = false;
+    bool finished = false;
+    http::TransferId transfer = 0;  // what it waits for; 0 is none
+};
+
 struct Backend {
     keyring::Cache cache;
     keyring::Credentials credentials;
     crypto::RandomPool random;
     std::unique_ptr<http::Engine> engine;  // made when first needed
+    bool connections_stale = false;        // they were made under options that changed
     std::unique_ptr<keyring::Operation> operation;
+    std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
 
     // What resolve.cpp found out in `resolved_epoch`: which open key a role may use.
@@ -52,7 +62,8 @@ Backend *backend_if_any();
 extern char *setting_tenant;
 extern std::uint64_t tenant_setting_changes;  // counts assignments of envcrypt.tenant
 extern int setting_kms_timeout;               // milliseconds
-extern int setting_cache_ttl;                 // seconds
+extern int setting_kms_concurrency;
+extern int setting_cache_ttl;  // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
 
@@ -74,6 +85,10 @@ struct KeyTables {
 };
 extern KeyTables watched_tables;
 
+// Drives all of `backend().runs` to their end, up to `setting_kms_concurrency` of them at once,
+// waiting where it must. False where one failed, said by the report: the others are then left where
+// they were, and the caller drops all. The one function of the project that waits: see below.
+bool run_operations(ErrorReport &report);
 // Drives the operation that `backend().operation` holds to its end, waiting where it must. True
 // where all went well: `backend().operation` then holds the result until the caller resets it; else
 // the report says what happened. The one function of the project that waits: cancel, termination

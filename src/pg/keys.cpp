@@ -249,6 +249,9 @@ List *find_wrapped_keys(std::uint64_t key_id) {
              row->master_key = TextDatumGetCString(values[wrapped_column::master_key - 1]);
              row->master_key_version =
                  TextDatumGetCString(values[wrapped_column::master_key_version - 1]);
+             const bytea *attestation = DatumGetByteaPCopy(values[wrapped_column::attestation - 1]);
+             row->attestation = {reinterpret_cast<const std::uint8_t *>(VARDATA_ANY(attestation)),
+                                 VARSIZE_ANY_EXHDR(attestation)};
              rows = lappend(rows, row);
              return true;
          });
@@ -300,7 +303,7 @@ void insert_wrapped_key(const WrappedKeyRow &row) {
     values[wrapped_column::wrapped - 1] = bytea_datum(row.wrapped);
     values[wrapped_column::master_key - 1] = text_datum(row.master_key);
     values[wrapped_column::master_key_version - 1] = text_datum(row.master_key_version);
-    values[wrapped_column::attestation - 1] = bytea_datum({});
+    values[wrapped_column::attestation - 1] = bytea_datum(row.attestation);
     values[wrapped_column::created_at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
     insert_row(kWrappedKey, values);
 }

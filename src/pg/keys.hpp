@@ -37,6 +37,7 @@ struct WrappedKeyRow {
     ByteView wrapped;
     char *master_key;
     char *master_key_version;
+    ByteView attestation;
 };
 
 // [A-Za-z0-9._:@/+=-]{1,128}

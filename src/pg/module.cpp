@@ -18,6 +18,7 @@ namespace envcrypt::pg {
 char *setting_tenant = nullptr;
 std::uint64_t tenant_setting_changes = 0;
 int setting_kms_timeout = 10000;
+int setting_kms_concurrency = 32;
 int setting_cache_ttl = 300;
 int setting_cache_size = 1024;
 bool setting_require_mlock = false;
@@ -89,6 +90,10 @@ void _PG_init(void) {
                             "The longest time one key operation with a KMS may take, all in all.",
                             nullptr, &setting_kms_timeout, 10000, 100, 600000, PGC_USERSET,
                             GUC_UNIT_MS, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("envcrypt.kms_concurrency",
+                            "How many calls of one backend to a KMS may be under way at once.",
+                            nullptr, &setting_kms_concurrency, 32, 1, 1000, PGC_USERSET, 0, nullptr,
+                            nullptr, nullptr);
     DefineCustomIntVariable("envcrypt.cache_ttl",
                             "How long an unwrapped key is used before the KMS is asked again.",
                             nullptr, &setting_cache_ttl, 300, 1, 86400, PGC_SUSET, GUC_UNIT_S,

@@ -105,6 +105,7 @@ OpenKey &open_key(const KeyRow &key) {
     if (!guarded(report, [&] {
             keyring::Operation &operation = *state.operation;
             operation.wrapped.assign(row->wrapped.begin(), row->wrapped.end());
+            operation.attestation.assign(row->attestation.begin(), row->attestation.end());
             operation.commitment = key.commitment;
             operation.work = keyring::open_key(operation);
         }))

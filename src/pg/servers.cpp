@@ -185,6 +185,15 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
 ENVCRYPT_FUNCTION(envcrypt_vault_validator) {
     return validate(fcinfo, kms::vault_dialect());
 }
+ENVCRYPT_FUNCTION(envcrypt_aws_validator) {
+    return validate(fcinfo, kms::aws_dialect());
+}
+ENVCRYPT_FUNCTION(envcrypt_gcp_validator) {
+    return validate(fcinfo, kms::gcp_dialect());
+}
+ENVCRYPT_FUNCTION(envcrypt_azure_validator) {
+    return validate(fcinfo, kms::azure_dialect());
+}
 ENVCRYPT_FUNCTION(envcrypt_local_validator) {
     return validate(fcinfo, kms::local_dialect());
 }

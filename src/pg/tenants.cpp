@@ -62,11 +62,14 @@ void make_first_key(const TenantRow &tenant, const Place &place) {
         raise(report);
     auto *wrapped = static_cast<std::uint8_t *>(palloc(made.wrapped.size()));
     memcpy(wrapped, made.wrapped.data(), made.wrapped.size());
+    auto *attestation = static_cast<std::uint8_t *>(palloc(made.attestation.size() + 1));
+    memcpy(attestation, made.attestation.data(), made.attestation.size());
     WrappedKeyRow row{key.key_id,
                       tenant.server,
                       {wrapped, made.wrapped.size()},
                       pstrdup(made.master_key.c_str()),
-                      pstrdup(made.master_key_version.c_str())};
+                      pstrdup(made.master_key_version.c_str()),
+                      {attestation, made.attestation.size()}};
     if (!guarded(report, [&] {
             state.operation.reset();
             state.uncommitted.push_back({key.key_id, GetCurrentTransactionNestLevel(), true});
@@ -83,6 +86,8 @@ void make_first_key(const TenantRow &tenant, const Place &place) {
     if (!guarded(report, [&] {
             keyring::Operation &operation = *state.operation;
             operation.wrapped.assign(persisted->wrapped.begin(), persisted->wrapped.end());
+            operation.attestation.assign(persisted->attestation.begin(),
+                                         persisted->attestation.end());
             operation.commitment = persisted_key.commitment;
             operation.work = keyring::verify_key(operation);
         }))

@@ -2,6 +2,8 @@
 #include "pg/backend.hpp"
 #include "pg/files.hpp"
 
+#include <time.h>
+
 namespace envcrypt::pg {
 
 namespace {
@@ -20,36 +22,102 @@ uint32 wait_event() {
 #endif
 }
 
+std::int64_t wall_time() {
+    timespec time;
+    clock_gettime(CLOCK_REALTIME, &time);
+    return time.tv_sec;
+}
+
+void set_times(keyring::Operation &operation, kms::Clock time, kms::Clock deadline) {
+    operation.talk.set_now(time);
+    operation.talk.set_deadline(deadline);
+    operation.talk.set_wall_time(wall_time());
+}
+
+// Moves one operation on as far as it goes without the network and without others. True where it
+// moved.
+bool move(Backend &state, Run &run, kms::Clock time, kms::Clock deadline) {
+    keyring::Operation &operation = *run.operation;
+    bool moved = false;
+    for (;; moved = true) {
+        if (operation.work.done() || run.transfer != 0) return moved;
+        set_times(operation, time, deadline);
+        kms::Conversation &talk = operation.talk;
+        if (!run.started) {
+            run.started = true;
+            operation.work.start();
+        } else if (talk.needs_file()) {
+            talk.answer(read_file(talk.take_file()));
+        } else if (const auto until = talk.sleeps_until()) {
+            if (time < *until) return moved;
+            talk.wake();
+        } else if (talk.needs_exchange()) {
+            http::Request request = talk.take_request();
+            kms::Clock limit = std::max(deadline - time, kms::Clock(1));
+            if (request.timeout != kms::Clock{}) limit = std::min(limit, request.timeout);
+            Result<http::TransferId> started = state.engine->start(std::move(request), limit);
+            if (!started)
+                talk.answer(Result<http::Response>(std::move(started.error())));
+            else
+                run.transfer = *started;
+        } else {
+            return moved;  // waits for others
+        }
+    }
+}
+
 enum class Progress { done, waits };
 
-// Moves the operation on until it is done or has to wait for the network. A C++ frame.
-Status advance(Backend &state, kms::Clock deadline, Progress &progress) {
-    keyring::Operation &operation = *state.operation;
+// Moves the operations on until all are done or one has failed, or all have to wait; `wake` is then
+// when the first of them sleeps no longer. Of those not begun, begins as many as may run at once. A
+// C++ frame.
+Status advance(Backend &state, kms::Clock deadline, std::size_t concurrency, Progress &progress,
+               kms::Clock &wake) {
     for (;;) {
         const kms::Clock time = now();
-        operation.talk.set_now(time);
-        if (operation.work.done()) {
-            progress = Progress::done;
-            return operation.work.take();
-        }
-        if (operation.talk.needs_file()) {
-            operation.talk.answer(read_file(operation.talk.take_file()));
-            continue;
-        }
-        if (operation.talk.needs_exchange()) {
-            Result<http::TransferId> started = state.engine->start(
-                operation.talk.take_request(), std::max(deadline - time, kms::Clock(1)));
-            if (!started) {
-                operation.talk.answer(Result<http::Response>(std::move(started.error())));
+        bool moved = false;
+        std::size_t running = 0;
+        std::size_t done = 0;
+        for (Run &run : state.runs) {
+            if (run.finished) {
+                ++done;
                 continue;
             }
+            if (running == concurrency) break;
+            ++running;
+            if (move(state, run, time, deadline)) moved = true;
+            if (!run.operation->work.done()) continue;
+            run.finished = true;
+            moved = true;
+            if (Status status = run.operation->work.take(); !status) return status;
+        }
+        if (done == state.runs.size()) {
+            progress = Progress::done;
+            return Unit{};
         }
         Status stepped = state.engine->step();
-        if (auto finished = state.engine->take_finished()) {
-            operation.talk.answer(std::move(finished->result));
+        while (auto finished = state.engine->take_finished()) {
+            for (Run &run : state.runs) {
+                if (run.transfer != finished->id) continue;
+                run.transfer = 0;
+                set_times(*run.operation, now(), deadline);
+                run.operation->talk.answer(std::move(finished->result));
+                moved = true;
+                break;
+            }
+        }
+        if (moved) {
+            for (Run &run : state.runs)
+                if (run.started && !run.finished && run.operation->talk.needs_others())
+                    run.operation->talk.wake();
             continue;
         }
         if (!stepped) return stepped;
+        wake = deadline;
+        for (Run &run : state.runs)
+            if (run.started && !run.finished)
+                if (const auto until = run.operation->talk.sleeps_until())
+                    wake = std::min(wake, *until);
         progress = Progress::waits;
         return Unit{};
     }
@@ -75,13 +143,14 @@ void abandon(Backend &state) {
     ErrorReport ignored;
     (void)guarded(ignored, [&] {
         state.engine->abort();
+        state.runs.clear();
         state.operation.reset();
     });
 }
 
 }  // namespace
 
-bool run_operation(ErrorReport &report) {
+bool run_operations(ErrorReport &report) {
     Backend &state = backend();
     bool ok = true;
 
@@ -89,15 +158,17 @@ bool run_operation(ErrorReport &report) {
     PG_TRY();
     {
         const kms::Clock deadline = now() + kms::Clock(setting_kms_timeout);
-        ok = guarded(report, [&] {
-            state.operation->talk.set_now(now());
-            state.operation->work.start();
-        });
-        while (ok) {
+        if (state.connections_stale) state.engine->close_connections();
+        state.connections_stale = false;
+        for (;;) {
             Progress progress = Progress::done;
-            ok = guarded(report, [&] { return advance(state, deadline, progress); });
+            kms::Clock wake = deadline;
+            ok = guarded(report, [&] {
+                return advance(state, deadline, static_cast<std::size_t>(setting_kms_concurrency),
+                               progress, wake);
+            });
             if (!ok || progress == Progress::done) break;
-            const long remaining = static_cast<long>((deadline - now()).count());
+            const long remaining = static_cast<long>((wake - now()).count());
             const int events = WaitLatchOrSocket(
                 MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
                 state.engine->poll_fd(), Max(remaining, 1L), wait_event());
@@ -113,6 +184,17 @@ bool run_operation(ErrorReport &report) {
         PG_RE_THROW();
     }
     PG_END_TRY();
+    return ok;
+}
+
+bool run_operation(ErrorReport &report) {
+    Backend &state = backend();
+    if (!guarded(report, [&] {
+            state.runs.clear();
+            state.runs.push_back({state.operation.get()});
+        }))
+        return false;
+    const bool ok = run_operations(report);
     if (!ok) {
         // whoever is denied keeps nothing open at that KMS
         const keyring::IdentityId identity = state.operation->identity;

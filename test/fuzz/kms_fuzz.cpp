@@ -33,7 +33,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
 
     // the key file of a local KMS is foreign, too
     server.dialect = &kms::local_dialect();
-    const SecretBytes key_file(ByteView(data + 1, size - 1));
+    const kms::Credential key_file{SecretBytes(ByteView(data + 1, size - 1))};
     (void)server.dialect->ask(server, ask, key_file);
     return 0;
 }

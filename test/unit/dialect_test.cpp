@@ -38,7 +38,7 @@ std::string header(const http::Request &request, std::string_view name) {
 }
 
 http::Request request_for(const Server &server, const Ask &ask) {
-    const SecretBytes token("the-token");
+    const Credential token{SecretBytes("the-token")};
     auto asked = server.dialect->ask(server, ask, token);
     return std::move(std::get<http::Request>(asked));
 }
@@ -278,7 +278,7 @@ Result<Answer> ask_local(const Ask &ask, std::string_view key_file) {
     Server server;
     server.name = "file";
     server.dialect = &local_dialect();
-    const SecretBytes contents(key_file);
+    const Credential contents{SecretBytes(key_file)};
     auto asked = server.dialect->ask(server, ask, contents);
     return std::move(std::get<Result<Answer>>(asked));
 }

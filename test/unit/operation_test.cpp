@@ -58,6 +58,13 @@ struct Script {
         operation.talk.set_now(now);
         operation.work.start();
         while (!operation.work.done()) {
+            if (const auto until = operation.talk.sleeps_until()) {
+                now = *until;
+                operation.talk.set_now(now);
+                asked.emplace_back("sleep");
+                operation.talk.wake();
+                continue;
+            }
             EXPECT_FALSE(answers.empty()) << "more is asked than was expected";
             if (answers.empty()) return Error{};
             auto answer = std::move(answers.front());
@@ -212,22 +219,26 @@ TEST_F(OperationTest, ATokenComesFromItsFile) {
 
 TEST_F(OperationTest, FailuresOfTheLoginAreItsOwn) {
     struct Case {
-        Response answer;
+        int status;
+        const char *body;
         ErrorCode code;
     };
-    Case cases[] = {
-        {reply(400, R"({"errors":["invalid role or secret ID"]})"), ErrorCode::denied},
-        {reply(503, ""), ErrorCode::unreachable},
-        {reply(200, "{}"), ErrorCode::bad_answer},
-        {reply(200, R"({"auth":{"client_token":"","lease_duration":1}})"), ErrorCode::bad_answer},
-        {reply(200, R"({"auth":{"client_token":"t","lease_duration":-1}})"), ErrorCode::bad_answer},
+    const Case cases[] = {
+        {400, R"({"errors":["invalid role or secret ID"]})", ErrorCode::denied},
+        {503, "", ErrorCode::unreachable},
+        {200, "{}", ErrorCode::bad_answer},
+        {200, R"({"auth":{"client_token":"","lease_duration":1}})", ErrorCode::bad_answer},
+        {200, R"({"auth":{"client_token":"t","lease_duration":-1}})", ErrorCode::bad_answer},
     };
-    for (Case &given : cases) {
+    for (const Case &given : cases) {
         auto op = operation();
         op->work = open_key(*op);
         Script script;
-        script.answers.emplace_back(std::string("the-secret"));
-        script.answers.emplace_back(std::move(given.answer));
+        const int attempts = given.code == ErrorCode::unreachable ? 3 : 1;
+        for (int i = 0; i < attempts; ++i) {
+            script.answers.emplace_back(std::string("the-secret"));
+            script.answers.emplace_back(reply(given.status, given.body));
+        }
         const Status status = script.run(*op);
         ASSERT_FALSE(status);
         EXPECT_EQ(status.error().code, given.code);
@@ -247,9 +258,107 @@ TEST_F(OperationTest, TransportErrorsAndMissingFilesAreHandedOn) {
     op->work = open_key(*op);
     Script cut = opened_with_login();
     cut.answers.back() = unreachable();
+    cut.answers.emplace_back(unreachable());
+    cut.answers.emplace_back(unreachable());
     status = cut.run(*op);
     ASSERT_FALSE(status);
     EXPECT_EQ(status.error().code, ErrorCode::unreachable);
+}
+
+TEST_F(OperationTest, AnOutageThatEndsIsWaitedFor) {
+    auto op = operation(false);
+    op->work = open_key(*op);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(unreachable());
+    script.answers.emplace_back(reply(503, ""));
+    script.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked,
+              (Asked{"file /t", "transit/decrypt/app as token", "sleep",
+                     "transit/decrypt/app as token", "sleep", "transit/decrypt/app as token"}));
+}
+
+TEST_F(OperationTest, NothingIsTriedAgainThatWouldEndTooLate) {
+    auto op = operation(false);
+    op->talk.set_deadline(kms::Clock(1000 + 15));
+    op->work = open_key(*op);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(unreachable());
+    EXPECT_FALSE(script.run(*op));
+}
+
+TEST_F(OperationTest, ACredentialIsRenewedBeforeItEnds) {
+    const auto keep = [&](kms::Clock renew_from) {
+        identity::Credential old{SecretBytes("old")};
+        old.renew_from = renew_from;
+        old.expires = kms::Clock(100000);
+        credentials_.keep({1, 2, 2, 2, 3, 4, 4, 4}, std::move(old), kms::Clock(1000));
+    };
+    keep(kms::Clock(5000));
+    auto early = operation();
+    early->work = open_key(*early);
+    Script uses;
+    uses.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(uses.run(*early));
+    EXPECT_EQ(uses.asked, (Asked{"transit/decrypt/app as old"}));
+
+    keep(kms::Clock(500));
+    auto late = operation();
+    late->work = open_key(*late);
+    Script renews = opened_with_login();
+    ASSERT_TRUE(renews.run(*late));
+    EXPECT_EQ(renews.asked.back(), "transit/decrypt/app as t1");
+
+    // a renewal that fails leaves the old one in use, and is not tried at each turn
+    keep(kms::Clock(500));
+    auto down = operation();
+    down->work = open_key(*down);
+    Script fails;
+    fails.answers.emplace_back(std::string("the-secret"));
+    fails.answers.emplace_back(reply(503, ""));
+    fails.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(fails.run(*down));
+    EXPECT_EQ(fails.asked.back(), "transit/decrypt/app as old");
+    auto again = operation();
+    again->work = open_key(*again);
+    Script no_more;
+    no_more.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(no_more.run(*again));
+}
+
+TEST_F(OperationTest, OneOfManyLogsInForAll) {
+    auto first = operation();
+    auto second = operation();
+    first->work = open_key(*first);
+    second->work = open_key(*second);
+    first->work.start();
+    second->work.start();
+    EXPECT_TRUE(first->talk.needs_file());
+    EXPECT_TRUE(second->talk.needs_others());
+    second->talk.wake();
+    EXPECT_TRUE(second->talk.needs_others());
+    (void)first->talk.take_file();
+    first->talk.answer(Result<SecretBytes>(SecretBytes("the-secret")));
+    (void)first->talk.take_request();
+    first->talk.answer(Result<Response>(login_reply("t1")));
+    second->talk.wake();
+    ASSERT_TRUE(second->talk.needs_exchange());
+    const Request request = second->talk.take_request();
+    EXPECT_EQ(request.headers[0].value.expose_text(), "t1");
+
+    // and where the one is dropped, the others go on
+    credentials_.clear();
+    auto third = operation();
+    auto fourth = operation();
+    third->work = open_key(*third);
+    fourth->work = open_key(*fourth);
+    third->work.start();
+    fourth->work.start();
+    third.reset();
+    fourth->talk.wake();
+    EXPECT_TRUE(fourth->talk.needs_file());
 }
 
 TEST_F(OperationTest, AWrongOrShortKeyIsCorrupt) {
@@ -305,7 +414,7 @@ TEST_F(OperationTest, VerifyingProvesThatTheContextIsBound) {
     cut->work = verify_key(*cut);
     Script gone;
     gone.answers.emplace_back(key_reply(kKey));
-    gone.answers.emplace_back(unreachable());
+    for (int i = 0; i < 3; ++i) gone.answers.emplace_back(unreachable());
     status = gone.run(*cut);
     ASSERT_FALSE(status);
     EXPECT_EQ(status.error().code, ErrorCode::unreachable);
