@@ -227,6 +227,11 @@ CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text D
 COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text) IS
     'Makes a tenant and its first data key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
 
+CREATE FUNCTION envcrypt.load_keys(VARIADIC tenants text[]) RETURNS integer
+    AS 'MODULE_PATHNAME', 'envcrypt_load_keys' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION envcrypt.load_keys(text[]) IS
+    'Opens the data keys of all these tenants in this session, with up to envcrypt.kms_concurrency calls to the KMSs under way (OpenBao and Vault: 128 keys a call), and returns how many keys are open then. All that opened stays open where one fails. Errors: 42704 no such tenant, 42501 denied, 08006 unreachable, 55000 disabled, XX001 corrupt.';
+REVOKE ALL ON FUNCTION envcrypt.load_keys(text[]) FROM PUBLIC;
 CREATE FUNCTION envcrypt.forget_keys() RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_forget_keys' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.forget_keys() IS

@@ -2,6 +2,7 @@
 #include "keyring/operation.hpp"
 
 #include <algorithm>
+#include <functional>
 
 #include "crypto/random.hpp"
 #include "keyring/retry.hpp"
@@ -70,25 +71,26 @@ Task<Result<Taken>> take_credential(Operation &operation) {
     co_return taken;
 }
 
-// One question, with a credential that is obtained where there is none, and once more where the KMS
-// refuses the one kept. `retry_after`: what the KMS asked for, if it failed.
-Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_after) {
+// Makes the request with a credential, for that time; nothing where the KMS is no service.
+using Build = std::function<std::optional<http::Request>(const identity::Credential &credential,
+                                                         std::int64_t time)>;
+
+// One request, with a credential that is obtained where there is none, and once more where the KMS
+// refuses the one kept. `retry_after`: what the KMS asked for.
+Task<Result<http::Response>> call(Operation &operation, const Build &build, const char *doing,
+                                  kms::Clock &retry_after) {
     const kms::Server &server = operation.server;
     Credentials &credentials = *operation.credentials;
-    Answer so_far;
     bool corrected = false;
     for (;;) {
         Result<Taken> taken = co_await take_credential(operation);
         if (!taken) co_return std::move(taken.error());
-        ask.time = operation.talk.wall_time() + credentials.clock_offset(operation.identity);
-        std::variant<http::Request, Result<Answer>> asked =
-            server.dialect->ask(server, ask, taken->credential);
-        if (auto *answer = std::get_if<Result<Answer>>(&asked)) co_return std::move(*answer);
-
-        Result<http::Response> response =
-            co_await operation.talk.exchange(std::move(std::get<http::Request>(asked)));
-        if (!response)
-            co_return kms::while_doing(server, kms::doing(ask.verb), std::move(response.error()));
+        const std::int64_t time =
+            operation.talk.wall_time() + credentials.clock_offset(operation.identity);
+        std::optional<http::Request> request = build(taken->credential, time);
+        if (!request) co_return http::Response{};
+        Result<http::Response> response = co_await operation.talk.exchange(std::move(*request));
+        if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
         retry_after = parse_retry_after(response->header("retry-after"));
         if (!corrected && server.dialect->refuses_time(*response)) {
             const auto theirs = kms::parse_http_date(response->header("date"));
@@ -103,11 +105,45 @@ Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_a
             credentials.forget(operation.identity);
             if (taken->kept) continue;
         }
+        co_return response;
+    }
+}
+
+// One question, in as many requests as it takes.
+Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_after) {
+    const kms::Server &server = operation.server;
+    std::optional<Result<Answer>> direct;
+    const Build build = [&](const identity::Credential &credential, std::int64_t time) {
+        ask.time = time;
+        std::variant<http::Request, Result<Answer>> asked =
+            server.dialect->ask(server, ask, credential);
+        auto *request = std::get_if<http::Request>(&asked);
+        if (request == nullptr) direct = std::get<Result<Answer>>(std::move(asked));
+        return request == nullptr ? std::nullopt : std::optional(std::move(*request));
+    };
+    Answer so_far;
+    for (;;) {
+        Result<http::Response> response =
+            co_await call(operation, build, kms::doing(ask.verb), retry_after);
+        if (!response) co_return std::move(response.error());
+        if (direct) co_return std::move(*direct);
         Result<Answer> answer = server.dialect->read(server, ask, std::move(*response));
         if (!answer || !answer->more) co_return answer;
         so_far = std::move(*answer);
         ask.so_far = &so_far;
     }
+}
+
+// Waits as the retry policy says. False where another attempt is not due.
+Task<bool> wait_to_retry(kms::Conversation &talk, ErrorCode code, int attempt,
+                         kms::Clock retry_after) {
+    std::uint8_t byte;
+    crypto::random_bytes({&byte, 1});
+    const auto delay =
+        retry_delay(code, attempt, retry_after, talk.deadline() - talk.now(), byte / 256.0);
+    if (!delay) co_return false;
+    co_await talk.sleep_until(talk.now() + *delay);
+    co_return true;
 }
 
 // The same, tried again by the policy of retry.hpp.
@@ -116,13 +152,31 @@ Task<Result<Answer>> put(Operation &operation, Ask ask) {
         kms::Clock retry_after{};
         Result<Answer> answer = co_await put_once(operation, ask, retry_after);
         if (answer) co_return answer;
-        std::uint8_t byte;
-        crypto::random_bytes({&byte, 1});
-        const auto delay =
-            retry_delay(answer.error().code, attempt, retry_after,
-                        operation.talk.deadline() - operation.talk.now(), byte / 256.0);
-        if (!delay) co_return answer;
-        co_await operation.talk.sleep_until(operation.talk.now() + *delay);
+        const bool again = co_await wait_to_retry(operation.talk, answer.error().code, attempt,
+                                                  retry_after);
+        if (!again) co_return answer;
+    }
+}
+
+using Answers = std::vector<Result<Answer>>;
+
+// Many unwraps in one request, tried again likewise.
+Task<Result<Answers>> put_batch(Operation &operation, const std::vector<Ask> &asks) {
+    const kms::Server &server = operation.server;
+    const Build build = [&](const identity::Credential &credential, std::int64_t) {
+        return std::optional(server.dialect->ask_batch(server, asks, credential));
+    };
+    for (int attempt = 1;; ++attempt) {
+        kms::Clock retry_after{};
+        Result<http::Response> response =
+            co_await call(operation, build, kms::doing(Verb::unwrap), retry_after);
+        Result<Answers> answers =
+            response ? server.dialect->read_batch(server, asks, std::move(*response))
+                     : Result<Answers>(std::move(response.error()));
+        if (answers) co_return answers;
+        const bool again = co_await wait_to_retry(operation.talk, answers.error().code, attempt,
+                                                  retry_after);
+        if (!again) co_return answers;
     }
 }
 
@@ -135,14 +189,24 @@ Ask unwrap(const Operation &operation, std::string context) {
     return ask;
 }
 
-Status check_key(const Operation &operation, const SecretBytes &key) {
+Status check_key(const kms::Server &server, const std::string &context,
+                 const crypto::Digest &commitment, const SecretBytes &key) {
     if (key.size() != crypto::kKeySize)
-        return corrupt_key(operation.server, "Its length is not 32 bytes.");
+        return corrupt_key(server, "Its length is not 32 bytes.");
     const crypto::Digest expected =
-        crypto::commitment(key.expose().first<crypto::kKeySize>(), operation.context);
-    if (!equal_constant_time(expected, operation.commitment))
-        return corrupt_key(operation.server, "It does not match the commitment kept with it.");
+        crypto::commitment(key.expose().first<crypto::kKeySize>(), context);
+    if (!equal_constant_time(expected, commitment))
+        return corrupt_key(server, "It does not match the commitment kept with it.");
     return Unit{};
+}
+
+Ask unwrap(const KeyToOpen &key) {
+    Ask ask;
+    ask.verb = Verb::unwrap;
+    ask.context = key.context;
+    ask.wrapped = key.wrapped;
+    ask.attestation = key.attestation;
+    return ask;
 }
 
 }  // namespace
@@ -175,9 +239,44 @@ Task<Status> open_key(Operation &operation) {
     Ask ask = unwrap(operation, operation.context);
     Result<Answer> answer = co_await put(operation, std::move(ask));
     if (!answer) co_return std::move(answer.error());
-    Status checked = check_key(operation, answer->key);
+    Status checked =
+        check_key(operation.server, operation.context, operation.commitment, answer->key);
     if (checked) operation.key = std::move(answer->key);
     co_return checked;
+}
+
+Task<Status> open_keys(Operation &operation) {
+    std::vector<KeyToOpen> &keys = operation.keys;
+    std::vector<Ask> asks;
+    for (const KeyToOpen &key : keys) asks.push_back(unwrap(key));
+    // a policy may let single contexts through and no batch: that is no denial of a key
+    bool singly = asks.size() == 1 || operation.server.dialect->max_batch() == 1;
+    if (!singly) {
+        Result<Answers> answers = co_await put_batch(operation, asks);
+        if (answers) {
+            for (std::size_t i = 0; i < keys.size(); ++i) {
+                Result<Answer> &answer = (*answers)[i];
+                if (!answer) co_return std::move(answer.error());
+                keys[i].key = std::move(answer->key);
+            }
+        } else if (answers.error().code == ErrorCode::denied ||
+                   answers.error().code == ErrorCode::misconfigured) {
+            singly = true;
+        } else {
+            co_return std::move(answers.error());
+        }
+    }
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        if (singly) {
+            Result<Answer> answer = co_await put(operation, asks[i]);
+            if (!answer) co_return std::move(answer.error());
+            keys[i].key = std::move(answer->key);
+        }
+        Status checked = check_key(operation.server, keys[i].context, keys[i].commitment,
+                                   keys[i].key);
+        if (!checked) co_return checked;
+    }
+    co_return Unit{};
 }
 
 Task<Status> make_key(Operation &operation) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "crypto/keys.hpp"
 #include "identity/identity.hpp"
@@ -60,6 +61,17 @@ private:
     std::map<IdentityId, std::int64_t> clock_offsets_;
 };
 
+// One of the keys that open_keys() opens.
+struct KeyToOpen {
+    std::uint64_t key_id = 0;
+    std::string tenant;
+    std::string context;
+    Bytes wrapped;
+    Bytes attestation;
+    crypto::Digest commitment{};
+    SecretBytes key;  // what came of it
+};
+
 struct Operation {
     // What is asked: set before the start.
     kms::Server server;
@@ -69,6 +81,7 @@ struct Operation {
     Bytes attestation;            // open_key, verify_key: what came with it
     crypto::Digest commitment{};  // open_key, verify_key
     Credentials *credentials = nullptr;
+    std::vector<KeyToOpen> keys;  // open_keys: all wrapped by the server's master key
 
     // What came of it.
     SecretBytes key;            // open_key, make_key
@@ -81,6 +94,10 @@ struct Operation {
 
 // Unwraps `wrapped` and checks it against `commitment` (else corrupt).
 kms::Task<Status> open_key(Operation &operation);
+
+// Unwraps all of `keys` and checks each, in one request where the KMS takes so many. Fails with the
+// first of them that does.
+kms::Task<Status> open_keys(Operation &operation);
 
 // Has a data key made and wrapped under `context`.
 kms::Task<Status> make_key(Operation &operation);

@@ -126,6 +126,15 @@ http::Transport Server::transport() const {
             std::string(option("client_key_file")), std::string(option("proxy"))};
 }
 
+http::Request Dialect::ask_batch(const Server &, std::span<const Ask>, const Credential &) const {
+    return {};
+}
+
+Result<std::vector<Result<Answer>>> Dialect::read_batch(const Server &, std::span<const Ask>,
+                                                        http::Response) const {
+    return Error{ErrorCode::internal, "this KMS takes no batches", {}, {}};
+}
+
 const char *doing(Verb verb) {
     switch (verb) {
         case Verb::make_data_key:

@@ -60,6 +60,18 @@ constexpr Saying kSayings[] = {
      "The master key was restored from a backup older than the wrapped key."},
 };
 
+// Has `error` say what the KMS said, where that is known. True where it is.
+bool explain(Error &error, std::string_view said, const std::string &how) {
+    for (const Saying &saying : kSayings) {
+        if (said.find(saying.words) == std::string_view::npos) continue;
+        error.code = saying.code;
+        error.detail = how + ": \"" + saying.words + "\".";
+        error.hint = saying.hint;
+        return true;
+    }
+    return false;
+}
+
 ErrorCode code_for_status(int status) {
     switch (status) {
         case 403:
@@ -158,6 +170,61 @@ public:
         return answer;
     }
 
+    // OpenBao and Vault cap a request at 1,000 strings, which 166 items of three reach.
+    std::size_t max_batch() const override { return 128; }
+
+    http::Request ask_batch(const Server &server, std::span<const Ask> asks,
+                            const Credential &credential) const override {
+        JsonWriter json;
+        json.open_array("batch_input");
+        for (const Ask &ask : asks)
+            json.open_element()
+                .add("ciphertext", as_text(ask.wrapped))
+                .add("context", crypto::to_base64(as_bytes(ask.context)))
+                .close();
+        json.close();
+        const std::string path = std::string(mount(server)) + "/decrypt/" +
+                                 std::string(server.option("master_key"));
+        return vault_request(server, "POST", path, &credential.secret, json.finish());
+    }
+
+    Result<std::vector<Result<Answer>>> read_batch(const Server &server, std::span<const Ask> asks,
+                                                   http::Response response) const override {
+        // 400 says that an item failed, and which is said by the items
+        const int status = response.status;
+        http::Response copy;
+        copy.status = status;
+        copy.body = response.body.copy();
+        std::optional<Json> json;
+        if (status == 200 || status == 400) json = Json::parse(std::move(response.body));
+        const Json::Path results = {"data", "batch_results"};
+        if (!json || json->length(results) != asks.size()) {
+            if (status != 200) return vault_error(server, doing(Verb::unwrap), std::move(copy));
+            return vault_nonsense(server, doing(Verb::unwrap), "It had no data.batch_results.");
+        }
+        std::vector<Result<Answer>> answers;
+        for (std::size_t i = 0; i < asks.size(); ++i) {
+            const auto error = json->element_text(results, i, "error");
+            const auto plaintext = json->element_text(results, i, "plaintext");
+            if (error && !error->empty()) {
+                answers.emplace_back(item_error(server, *error));
+                continue;
+            }
+            std::optional<SecretBytes> key;
+            if (plaintext && !plaintext->empty()) key = crypto::from_base64_secret(*plaintext);
+            if (!key)
+                return vault_nonsense(server, doing(Verb::unwrap),
+                                      "An item had no plaintext in base64.");
+            Answer answer;
+            answer.key = std::move(*key);
+            answer.wrapped.assign(asks[i].wrapped.begin(), asks[i].wrapped.end());
+            answer.master_key = server.option("master_key");
+            answer.master_key_version = key_version(as_text(asks[i].wrapped)).value_or("");
+            answers.emplace_back(std::move(answer));
+        }
+        return answers;
+    }
+
     bool refuses_credential(const http::Response &response) const override {
         return response.status == 403;
     }
@@ -184,6 +251,16 @@ public:
     }
 
 private:
+    static Error item_error(const Server &server, std::string_view said) {
+        Error error{ErrorCode::misconfigured,
+                    std::string("could not ") + doing(Verb::unwrap) + " with KMS \"" +
+                        server.name + "\"",
+                    "The KMS refused an item of a batch.",
+                    {}};
+        explain(error, said, "The KMS refused an item of a batch");
+        return error;
+    }
+
     static std::string_view mount(const Server &server) {
         const std::string_view mount = server.option("mount");
         return mount.empty() ? "transit" : mount;
@@ -227,15 +304,8 @@ Error vault_error(const Server &server, std::string_view doing, http::Response r
                 hint_for_status(response.status)};
     const std::optional<Json> json = Json::parse(std::move(response.body));
     if (response.status == 400 && json) {
-        for (const std::string_view said : json->texts({"errors"})) {
-            for (const Saying &saying : kSayings) {
-                if (said.find(saying.words) == std::string_view::npos) continue;
-                error.code = saying.code;
-                error.detail = std::string("The KMS answered HTTP 400: \"") + saying.words + "\".";
-                error.hint = saying.hint;
-                return error;
-            }
-        }
+        for (const std::string_view said : json->texts({"errors"}))
+            if (explain(error, said, "The KMS answered HTTP 400")) break;
     }
     return error;
 }

@@ -21,6 +21,8 @@ void wipe_keys() {
     if (Backend *state = backend_if_any()) {
         ErrorReport ignored;
         (void)guarded(ignored, [&] {
+            state->runs.clear();
+            state->batch.clear();
             state->operation.reset();
             state->cache.clear();
             state->credentials.clear();
@@ -52,6 +54,8 @@ void on_server_change(Datum, int, uint32) {
 void roll_back(Backend &state, int from_level) {
     ErrorReport ignored;
     (void)guarded(ignored, [&] {
+        state.runs.clear();
+        state.batch.clear();
         state.operation.reset();
         if (state.uncommitted.empty()) return;
         ++epoch;

@@ -30,7 +30,9 @@ struct Run {
     keyring::Operation *operation;
     bool started = false;
     bool finished = false;
+    bool succeeded = false;
     http::TransferId transfer = 0;  // what it waits for; 0 is none
+    kms::Clock deadline{};          // when it is given up: kms_timeout after its start
 };
 
 struct Backend {
@@ -40,6 +42,7 @@ struct Backend {
     std::unique_ptr<http::Engine> engine;  // made when first needed
     bool connections_stale = false;        // they were made under options that changed
     std::unique_ptr<keyring::Operation> operation;
+    std::vector<std::unique_ptr<keyring::Operation>> batch;  // load_keys()
     std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
 

@@ -234,6 +234,22 @@ bool find_newest_key(const char *tenant, bool (*usable)(const KeyRow &row), KeyR
     return found;
 }
 
+List *find_data_keys(const char *tenant) {
+    List *rows = NIL;
+    ScanKeyData keys[2];
+    key_equals(&keys[0], key_column::tenant, tenant);
+    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(crypto::Purpose::data));
+    scan(kDataKey, "data_key_tenant_purpose_version_key", keys, 2,
+         [&](HeapTuple tuple, const Datum *values, const bool *) {
+             auto *row = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
+             read_key(tuple, values, *row);
+             if (row->state == KeyState::active || row->state == KeyState::decrypt_only)
+                 rows = lappend(rows, row);
+             return true;
+         });
+    return rows;
+}
+
 List *find_wrapped_keys(std::uint64_t key_id) {
     List *rows = NIL;
     ScanKeyData key;

@@ -48,6 +48,8 @@ bool find_tenant(const char *name, TenantRow &row);
 bool find_key(std::uint64_t key_id, KeyRow &row);
 // The newest active data key of the tenant that `usable` accepts.
 bool find_newest_key(const char *tenant, bool (*usable)(const KeyRow &row), KeyRow &row);
+// The tenant's data keys that may decrypt; of KeyRow *.
+List *find_data_keys(const char *tenant);
 // In the order of their making; of WrappedKeyRow *.
 List *find_wrapped_keys(std::uint64_t key_id);
 bool any_wrapped_key(const char *server);  // null: at all

@@ -6,23 +6,28 @@
 
 namespace envcrypt::pg {
 
-namespace {
-
-using keyring::OpenKey;
-
-// Forgets what was found out in an older epoch. A C++ frame.
-void follow(Backend &state) {
-    if (state.resolved_epoch == epoch) return;
-    state.for_opening.clear();
-    state.for_sealing.clear();
-    state.resolved_epoch = epoch;
-}
-
-template <class Map, class Ref>
-OpenKey *find_resolved(Map &map, const Ref &ref) {
-    const auto found = map.find(ref);
-    if (found == map.end() || found->second.key->serial != found->second.serial) return nullptr;
-    return found->second.key;
+WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place) {
+    const Oid role = GetUserId();
+    List *rows = find_wrapped_keys(key.key_id);
+    if (rows == NIL)
+        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+                        errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
+                               static_cast<unsigned long long>(key.key_id), key.tenant),
+                        errhint("Restore the rows of envcrypt.wrapped_key from a backup.")));
+    PlaceFault fault = PlaceFault::none;
+    const char *fault_server = nullptr;
+    ListCell *cell;
+    foreach (cell, rows) {
+        auto *candidate = static_cast<WrappedKeyRow *>(lfirst(cell));
+        const PlaceFault here = find_place(candidate->server, role, place);
+        if (here == PlaceFault::none) return candidate;
+        // the fault of the place that came closest is the one to tell
+        if (here >= fault) {
+            fault = here;
+            fault_server = candidate->server;
+        }
+    }
+    raise_place_fault(fault, fault_server, role);
 }
 
 void require_active_tenant(const char *name) {
@@ -48,6 +53,25 @@ void check_locked_memory() {
     warned = true;
 }
 
+namespace {
+
+using keyring::OpenKey;
+
+// Forgets what was found out in an older epoch. A C++ frame.
+void follow(Backend &state) {
+    if (state.resolved_epoch == epoch) return;
+    state.for_opening.clear();
+    state.for_sealing.clear();
+    state.resolved_epoch = epoch;
+}
+
+template <class Map, class Ref>
+OpenKey *find_resolved(Map &map, const Ref &ref) {
+    const auto found = map.find(ref);
+    if (found == map.end() || found->second.key->serial != found->second.serial) return nullptr;
+    return found->second.key;
+}
+
 // A key of this very transaction may be used where nothing but the whole transaction can take it
 // back, and its tenant with it.
 bool may_seal_with(const KeyRow &row) {
@@ -68,32 +92,8 @@ bool is_uncommitted(const char *tenant) {
 // Opens a key as the current role's identity at the first place that the role may use.
 OpenKey &open_key(const KeyRow &key) {
     Backend &state = backend();
-    const Oid role = GetUserId();
-    List *rows = find_wrapped_keys(key.key_id);
-    if (rows == NIL)
-        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-                        errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
-                               static_cast<unsigned long long>(key.key_id), key.tenant),
-                        errhint("Restore the rows of envcrypt.wrapped_key from a backup.")));
     Place place;
-    const WrappedKeyRow *row = nullptr;
-    PlaceFault fault = PlaceFault::none;
-    const char *fault_server = nullptr;
-    ListCell *cell;
-    foreach (cell, rows) {
-        auto *candidate = static_cast<WrappedKeyRow *>(lfirst(cell));
-        const PlaceFault here = find_place(candidate->server, role, place);
-        if (here == PlaceFault::none) {
-            row = candidate;
-            break;
-        }
-        // the fault of the place that came closest is the one to tell
-        if (here >= fault) {
-            fault = here;
-            fault_server = candidate->server;
-        }
-    }
-    if (row == nullptr) raise_place_fault(fault, fault_server, role);
+    const WrappedKeyRow *row = find_usable_place(key, place);
 
     const keyring::KeyRef ref{place.identity, key.key_id};
     ErrorReport report;

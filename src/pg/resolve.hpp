@@ -7,6 +7,7 @@
 #include "keyring/cache.hpp"
 #include "pg/keys.hpp"
 #include "pg/pg.hpp"
+#include "pg/servers.hpp"
 
 namespace envcrypt::pg {
 
@@ -16,5 +17,12 @@ keyring::OpenKey &resolve_for_opening(std::uint64_t key_id);
 // The newest committed key of the tenant. `tenant_from_setting`: for the words of the error where
 // there is none.
 keyring::OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting);
+
+// The first wrapping of the key at a place that the current role may use. Raises where there is none.
+WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place);
+// Raises unless it is there and active.
+void require_active_tenant(const char *name);
+// Says once, or raises under require_mlock, that keys lie in memory that could not be locked.
+void check_locked_memory();
 
 }  // namespace envcrypt::pg

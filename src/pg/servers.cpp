@@ -142,8 +142,9 @@ void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
     pg_unreachable();
 }
 
-void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
-                       std::uint64_t key_id, const char *tenant) {
+// Makes an operation there, or at the end of the batch where that is null.
+static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::Operation> *where,
+                                                const Place &place, const char *master_key) {
     Backend &state = backend();
     const OptionText *server_texts = option_texts(place.server_options);
     const int server_count = list_length(place.server_options);
@@ -151,6 +152,7 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
     const int identity_count = list_length(place.identity_options);
     ErrorReport report;
     if (!guarded(report, [&]() -> Status {
+            if (where == nullptr) where = &state.batch.emplace_back();
             auto operation = std::make_unique<keyring::Operation>();
             kms::Server &server = operation->server;
             server.name = place.server_name;
@@ -164,9 +166,8 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
             Status complete = place.dialect->check_complete(server);
             if (!complete) return complete;
             operation->identity = place.identity;
-            operation->context = crypto::wrap_context(purpose, key_id, tenant);
             operation->credentials = &state.credentials;
-            state.operation = std::move(operation);
+            *where = std::move(operation);
             return Unit{};
         }))
         raise(report);
@@ -180,6 +181,22 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
                            "is for development and tests.")));
         warned = true;
     }
+    return where;
+}
+
+void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
+                       std::uint64_t key_id, const char *tenant) {
+    Backend &state = backend();
+    prepare_in(&state.operation, place, master_key);
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            state.operation->context = crypto::wrap_context(purpose, key_id, tenant);
+        }))
+        raise(report);
+}
+
+keyring::Operation &prepare_in_batch(const Place &place, const char *master_key) {
+    return **prepare_in(nullptr, place, master_key);
 }
 
 ENVCRYPT_FUNCTION(envcrypt_vault_validator) {

@@ -31,4 +31,7 @@ PlaceFault find_place(const char *server, Oid role, Place &place);
 void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
                        std::uint64_t key_id, const char *tenant);
 
+// The same for many keys at once, whose contexts the caller adds: one more of `backend().batch`.
+keyring::Operation &prepare_in_batch(const Place &place, const char *master_key);
+
 }  // namespace envcrypt::pg

@@ -36,12 +36,13 @@ void set_times(keyring::Operation &operation, kms::Clock time, kms::Clock deadli
 
 // Moves one operation on as far as it goes without the network and without others. True where it
 // moved.
-bool move(Backend &state, Run &run, kms::Clock time, kms::Clock deadline) {
+bool move(Backend &state, Run &run, kms::Clock time) {
     keyring::Operation &operation = *run.operation;
     bool moved = false;
     for (;; moved = true) {
         if (operation.work.done() || run.transfer != 0) return moved;
-        set_times(operation, time, deadline);
+        if (!run.started) run.deadline = time + kms::Clock(setting_kms_timeout);
+        set_times(operation, time, run.deadline);
         kms::Conversation &talk = operation.talk;
         if (!run.started) {
             run.started = true;
@@ -53,7 +54,7 @@ bool move(Backend &state, Run &run, kms::Clock time, kms::Clock deadline) {
             talk.wake();
         } else if (talk.needs_exchange()) {
             http::Request request = talk.take_request();
-            kms::Clock limit = std::max(deadline - time, kms::Clock(1));
+            kms::Clock limit = std::max(run.deadline - time, kms::Clock(1));
             if (request.timeout != kms::Clock{}) limit = std::min(limit, request.timeout);
             Result<http::TransferId> started = state.engine->start(std::move(request), limit);
             if (!started)
@@ -71,8 +72,7 @@ enum class Progress { done, waits };
 // Moves the operations on until all are done or one has failed, or all have to wait; `wake` is then
 // when the first of them sleeps no longer. Of those not begun, begins as many as may run at once. A
 // C++ frame.
-Status advance(Backend &state, kms::Clock deadline, std::size_t concurrency, Progress &progress,
-               kms::Clock &wake) {
+Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms::Clock &wake) {
     for (;;) {
         const kms::Clock time = now();
         bool moved = false;
@@ -85,11 +85,13 @@ Status advance(Backend &state, kms::Clock deadline, std::size_t concurrency, Pro
             }
             if (running == concurrency) break;
             ++running;
-            if (move(state, run, time, deadline)) moved = true;
+            if (move(state, run, time)) moved = true;
             if (!run.operation->work.done()) continue;
             run.finished = true;
             moved = true;
-            if (Status status = run.operation->work.take(); !status) return status;
+            Status status = run.operation->work.take();
+            if (!status) return status;
+            run.succeeded = true;
         }
         if (done == state.runs.size()) {
             progress = Progress::done;
@@ -100,7 +102,7 @@ Status advance(Backend &state, kms::Clock deadline, std::size_t concurrency, Pro
             for (Run &run : state.runs) {
                 if (run.transfer != finished->id) continue;
                 run.transfer = 0;
-                set_times(*run.operation, now(), deadline);
+                set_times(*run.operation, now(), run.deadline);
                 run.operation->talk.answer(std::move(finished->result));
                 moved = true;
                 break;
@@ -113,11 +115,11 @@ Status advance(Backend &state, kms::Clock deadline, std::size_t concurrency, Pro
             continue;
         }
         if (!stepped) return stepped;
-        wake = deadline;
-        for (Run &run : state.runs)
-            if (run.started && !run.finished)
-                if (const auto until = run.operation->talk.sleeps_until())
-                    wake = std::min(wake, *until);
+        wake = kms::Clock::max();
+        for (Run &run : state.runs) {
+            if (!run.started || run.finished) continue;
+            wake = std::min(wake, run.operation->talk.sleeps_until().value_or(run.deadline));
+        }
         progress = Progress::waits;
         return Unit{};
     }
@@ -144,6 +146,7 @@ void abandon(Backend &state) {
     (void)guarded(ignored, [&] {
         state.engine->abort();
         state.runs.clear();
+        state.batch.clear();
         state.operation.reset();
     });
 }
@@ -155,17 +158,19 @@ bool run_operations(ErrorReport &report) {
     bool ok = true;
 
     make_engine(state);
+    // a connection for each of many
+    const int descriptors = Min(static_cast<int>(state.runs.size()), setting_kms_concurrency) - 1;
+    for (int i = 0; i < descriptors; ++i) ReserveExternalFD();
     PG_TRY();
     {
-        const kms::Clock deadline = now() + kms::Clock(setting_kms_timeout);
         if (state.connections_stale) state.engine->close_connections();
         state.connections_stale = false;
         for (;;) {
             Progress progress = Progress::done;
-            kms::Clock wake = deadline;
+            kms::Clock wake{};
             ok = guarded(report, [&] {
-                return advance(state, deadline, static_cast<std::size_t>(setting_kms_concurrency),
-                               progress, wake);
+                return advance(state, static_cast<std::size_t>(setting_kms_concurrency), progress,
+                               wake);
             });
             if (!ok || progress == Progress::done) break;
             const long remaining = static_cast<long>((wake - now()).count());
@@ -180,10 +185,21 @@ bool run_operations(ErrorReport &report) {
     }
     PG_CATCH();
     {
+        for (int i = 0; i < descriptors; ++i) ReleaseExternalFD();
         abandon(state);
         PG_RE_THROW();
     }
     PG_END_TRY();
+    for (int i = 0; i < descriptors; ++i) ReleaseExternalFD();
+    if (!ok && report.code == ErrorCode::denied) {
+        // whoever is denied keeps nothing open at that KMS
+        ErrorReport ignored;
+        (void)guarded(ignored, [&] {
+            for (const Run &run : state.runs)
+                if (run.finished && !run.succeeded)
+                    state.cache.drop_identity(run.operation->identity);
+        });
+    }
     return ok;
 }
 
@@ -195,15 +211,7 @@ bool run_operation(ErrorReport &report) {
         }))
         return false;
     const bool ok = run_operations(report);
-    if (!ok) {
-        // whoever is denied keeps nothing open at that KMS
-        const keyring::IdentityId identity = state.operation->identity;
-        abandon(state);
-        if (report.code == ErrorCode::denied) {
-            ErrorReport ignored;
-            (void)guarded(ignored, [&] { state.cache.drop_identity(identity); });
-        }
-    }
+    if (!ok) abandon(state);
     return ok;
 }
 

@@ -31,7 +31,7 @@ sub run
 
 	# --- the whole way
 	my $version = $kms{version} // qr/.+/;
-	my $checked = $session->value('SELECT ok, identity, master_key, master_key_version, sqlstate, message FROM envcrypt.check_server(\'kms\')');
+	my $checked = $session->value('SELECT ok, identity, master_key, master_key_version, sqlstate, error FROM envcrypt.check_server(\'kms\')');
 	like($checked, qr/^t\|[^|]+\|[^|]+\|$version\|\|$/, "$name: check_server");
 	my (undef, $create) = $calls->("SELECT envcrypt.create_tenant('acme', 'kms')");
 	$session->value("SELECT envcrypt.create_tenant('other', 'kms'); SET envcrypt.tenant = 'acme';

@@ -1,0 +1,130 @@
+// load_keys(): many tenants' keys opened at once, with as many calls to the KMSs under way as
+// envcrypt.kms_concurrency allows.
+#include "pg/backend.hpp"
+#include "pg/keys.hpp"
+#include "pg/resolve.hpp"
+#include "pg/servers.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+// The operation that the next key may join.
+struct Filling {
+    keyring::Operation *operation = nullptr;
+    const char *master_key = nullptr;
+};
+
+// Adds the key to what is to be opened. True unless it is open already.
+bool add_key(const KeyRow &key, Filling &filling) {
+    Backend &state = backend();
+    Place place;
+    const WrappedKeyRow *row = find_usable_place(key, place);
+    const keyring::KeyRef ref{place.identity, key.key_id};
+    ErrorReport report;
+    bool is_open = false;
+    bool joins = false;
+    if (!guarded(report, [&] {
+            is_open = state.cache.find(ref) != nullptr;
+            joins = filling.operation != nullptr && filling.operation->identity == place.identity &&
+                    filling.operation->keys.size() < place.dialect->max_batch();
+        }))
+        raise(report);
+    if (is_open) return false;
+    if (!joins || strcmp(filling.master_key, row->master_key) != 0)
+        filling = {&prepare_in_batch(place, row->master_key), row->master_key};
+    if (!guarded(report, [&] {
+            keyring::KeyToOpen &wanted = filling.operation->keys.emplace_back();
+            wanted.key_id = key.key_id;
+            wanted.tenant = key.tenant;
+            wanted.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
+            wanted.wrapped.assign(row->wrapped.begin(), row->wrapped.end());
+            wanted.attestation.assign(row->attestation.begin(), row->attestation.end());
+            wanted.commitment = key.commitment;
+        }))
+        raise(report);
+    return true;
+}
+
+// Takes what has been opened into the cache. A C++ frame.
+void keep_opened(Backend &state) {
+    for (Run &run : state.runs) {
+        if (!run.succeeded) continue;
+        for (keyring::KeyToOpen &key : run.operation->keys) {
+            const keyring::KeyRef ref{run.operation->identity, key.key_id};
+            // a tenant may have been named twice
+            if (state.cache.find(ref) != nullptr) continue;
+            state.cache.put(ref, std::move(key.tenant), run.operation->server.name,
+                            std::move(key.key), now(), std::chrono::seconds(setting_cache_ttl),
+                            static_cast<std::size_t>(setting_cache_size));
+        }
+    }
+    state.runs.clear();
+    state.batch.clear();
+}
+
+}  // namespace
+
+// load_keys(tenants text[])
+ENVCRYPT_FUNCTION(envcrypt_load_keys) {
+    Datum *tenants;
+    bool *nulls;
+    int count;
+    deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT, &tenants, &nulls,
+                      &count);
+    Backend &state = backend();
+    follow_epoch();
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            state.runs.clear();
+            state.batch.clear();
+        }))
+        raise(report);
+
+    Filling filling;
+    int keys = 0;
+    int to_open = 0;
+    for (int i = 0; i < count; ++i) {
+        CHECK_FOR_INTERRUPTS();
+        if (nulls[i])
+            ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+                            errmsg("a tenant must not be NULL")));
+        const char *tenant = TextDatumGetCString(tenants[i]);
+        TenantRow row;
+        if (!find_tenant(tenant, row))
+            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                            errmsg("tenant \"%s\" does not exist", tenant),
+                            errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+        require_active_tenant(tenant);
+        ListCell *cell;
+        foreach (cell, find_data_keys(tenant)) {
+            ++keys;
+            if (add_key(*static_cast<KeyRow *>(lfirst(cell)), filling)) ++to_open;
+        }
+    }
+    if (to_open > 0) {
+        if (!guarded(report, [&] {
+                for (const auto &operation : state.batch) {
+                    operation->work = keyring::open_keys(*operation);
+                    state.runs.push_back({operation.get()});
+                }
+            }))
+            raise(report);
+        const bool ok = run_operations(report);
+        ErrorReport kept;
+        if (!guarded(kept, [&] {
+                if (!ok) state.engine->abort();
+                keep_opened(state);
+            }))
+            raise(kept);
+        if (!ok) raise(report);
+        check_locked_memory();
+        if (keys > setting_cache_size)
+            ereport(WARNING, (errmsg("%d keys were opened, and only %d of them are kept", keys,
+                                     setting_cache_size),
+                              errhint("Raise envcrypt.cache_size.")));
+    }
+    PG_RETURN_INT32(keys);
+}
+
+}  // namespace envcrypt::pg
