@@ -227,6 +227,25 @@ CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text D
 COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text) IS
     'Makes a tenant and its first data key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
 
+---------------------------------------------------------------- the article's own format
+CREATE FUNCTION envcrypt.encrypt_envelope(server text, plaintext text,
+        OUT encrypted_dek bytea, OUT nonce bytea, OUT ciphertext bytea)
+    AS 'MODULE_PATHNAME', 'envcrypt_encrypt_envelope_text' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION envcrypt.encrypt_envelope(text, text) IS
+    'One value under a data key of its own, as boto3''s generate_data_key(KeySpec=''AES_256'') and AESGCM(key).encrypt(nonce, plaintext, None) of Python make it: the wrapped key, a nonce of 12 bytes, ciphertext and 16-byte tag. Bound to no tenant. At most 500 MiB. Asks the KMS at each call. Needs the right encrypt.';
+REVOKE ALL ON FUNCTION envcrypt.encrypt_envelope(text, text) FROM PUBLIC;
+CREATE FUNCTION envcrypt.encrypt_envelope(server text, plaintext bytea,
+        OUT encrypted_dek bytea, OUT nonce bytea, OUT ciphertext bytea)
+    AS 'MODULE_PATHNAME', 'envcrypt_encrypt_envelope_bytea' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION envcrypt.encrypt_envelope(text, bytea) IS
+    'One value under a data key of its own, as boto3''s generate_data_key(KeySpec=''AES_256'') and AESGCM(key).encrypt(nonce, plaintext, None) of Python make it: the wrapped key, a nonce of 12 bytes, ciphertext and 16-byte tag. Bound to no tenant. At most 500 MiB. Asks the KMS at each call. Needs the right encrypt.';
+REVOKE ALL ON FUNCTION envcrypt.encrypt_envelope(text, bytea) FROM PUBLIC;
+CREATE FUNCTION envcrypt.decrypt_envelope(server text, encrypted_dek bytea, nonce bytea, ciphertext bytea) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'envcrypt_decrypt_envelope' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION envcrypt.decrypt_envelope(text, bytea, bytea, bytea) IS
+    'The plaintext of an envelope, whoever made it. Asks the KMS at each call. Needs the right decrypt. Errors: 22023 lengths, XX001 no key of this master key, 22000 the tag does not fit.';
+REVOKE ALL ON FUNCTION envcrypt.decrypt_envelope(text, bytea, bytea, bytea) FROM PUBLIC;
+
 CREATE FUNCTION envcrypt.load_keys(VARIADIC tenants text[]) RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_load_keys' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.load_keys(text[]) IS

@@ -152,8 +152,8 @@ Task<Result<Answer>> put(Operation &operation, Ask ask) {
         kms::Clock retry_after{};
         Result<Answer> answer = co_await put_once(operation, ask, retry_after);
         if (answer) co_return answer;
-        const bool again = co_await wait_to_retry(operation.talk, answer.error().code, attempt,
-                                                  retry_after);
+        const bool again =
+            co_await wait_to_retry(operation.talk, answer.error().code, attempt, retry_after);
         if (!again) co_return answer;
     }
 }
@@ -174,8 +174,8 @@ Task<Result<Answers>> put_batch(Operation &operation, const std::vector<Ask> &as
             response ? server.dialect->read_batch(server, asks, std::move(*response))
                      : Result<Answers>(std::move(response.error()));
         if (answers) co_return answers;
-        const bool again = co_await wait_to_retry(operation.talk, answers.error().code, attempt,
-                                                  retry_after);
+        const bool again =
+            co_await wait_to_retry(operation.talk, answers.error().code, attempt, retry_after);
         if (!again) co_return answers;
     }
 }
@@ -191,8 +191,7 @@ Ask unwrap(const Operation &operation, std::string context) {
 
 Status check_key(const kms::Server &server, const std::string &context,
                  const crypto::Digest &commitment, const SecretBytes &key) {
-    if (key.size() != crypto::kKeySize)
-        return corrupt_key(server, "Its length is not 32 bytes.");
+    if (key.size() != crypto::kKeySize) return corrupt_key(server, "Its length is not 32 bytes.");
     const crypto::Digest expected =
         crypto::commitment(key.expose().first<crypto::kKeySize>(), context);
     if (!equal_constant_time(expected, commitment))
@@ -245,6 +244,16 @@ Task<Status> open_key(Operation &operation) {
     co_return checked;
 }
 
+Task<Status> unwrap_key(Operation &operation) {
+    Ask ask = unwrap(operation, operation.context);
+    Result<Answer> answer = co_await put(operation, std::move(ask));
+    if (!answer) co_return std::move(answer.error());
+    if (answer->key.size() != crypto::kKeySize)
+        co_return corrupt_key(operation.server, "Its length is not 32 bytes.");
+    operation.key = std::move(answer->key);
+    co_return Unit{};
+}
+
 Task<Status> open_keys(Operation &operation) {
     std::vector<KeyToOpen> &keys = operation.keys;
     std::vector<Ask> asks;
@@ -272,8 +281,8 @@ Task<Status> open_keys(Operation &operation) {
             if (!answer) co_return std::move(answer.error());
             keys[i].key = std::move(answer->key);
         }
-        Status checked = check_key(operation.server, keys[i].context, keys[i].commitment,
-                                   keys[i].key);
+        Status checked =
+            check_key(operation.server, keys[i].context, keys[i].commitment, keys[i].key);
         if (!checked) co_return checked;
     }
     co_return Unit{};

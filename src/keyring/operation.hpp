@@ -95,6 +95,9 @@ struct Operation {
 // Unwraps `wrapped` and checks it against `commitment` (else corrupt).
 kms::Task<Status> open_key(Operation &operation);
 
+// Unwraps `wrapped`, of which nothing is known but that it has 32 bytes (else corrupt).
+kms::Task<Status> unwrap_key(Operation &operation);
+
 // Unwraps all of `keys` and checks each, in one request where the KMS takes so many. Fails with the
 // first of them that does.
 kms::Task<Status> open_keys(Operation &operation);

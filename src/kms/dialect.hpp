@@ -110,8 +110,9 @@ public:
     // Reads what came back for `ask`. Errors by the table of error classes in doc/kms.md.
     virtual Result<Answer> read(const Server &server, const Ask &ask,
                                 http::Response response) const = 0;
-    // How many keys one request unwraps; the two functions below only where it is more than one. All
-    // asks name the same master key. The answers come in the order of the asks, each or its error.
+    // How many keys one request unwraps; the two functions below only where it is more than one.
+    // All asks name the same master key. The answers come in the order of the asks, each or its
+    // error.
     virtual std::size_t max_batch() const { return 1; }
     virtual http::Request ask_batch(const Server &server, std::span<const Ask> asks,
                                     const Credential &credential) const;

@@ -183,8 +183,8 @@ public:
                 .add("context", crypto::to_base64(as_bytes(ask.context)))
                 .close();
         json.close();
-        const std::string path = std::string(mount(server)) + "/decrypt/" +
-                                 std::string(server.option("master_key"));
+        const std::string path =
+            std::string(mount(server)) + "/decrypt/" + std::string(server.option("master_key"));
         return vault_request(server, "POST", path, &credential.secret, json.finish());
     }
 
@@ -252,11 +252,11 @@ public:
 
 private:
     static Error item_error(const Server &server, std::string_view said) {
-        Error error{ErrorCode::misconfigured,
-                    std::string("could not ") + doing(Verb::unwrap) + " with KMS \"" +
-                        server.name + "\"",
-                    "The KMS refused an item of a batch.",
-                    {}};
+        Error error{
+            ErrorCode::misconfigured,
+            std::string("could not ") + doing(Verb::unwrap) + " with KMS \"" + server.name + "\"",
+            "The KMS refused an item of a batch.",
+            {}};
         explain(error, said, "The KMS refused an item of a batch");
         return error;
     }

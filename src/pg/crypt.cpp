@@ -4,6 +4,8 @@
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 #include "pg/resolve.hpp"
+#include "pg/rights.hpp"
+#include "pg/text.hpp"
 #include "pg/type.hpp"
 
 namespace envcrypt::pg {
@@ -51,28 +53,6 @@ AnySite &call_site(FmgrInfo *function) {
     return *static_cast<AnySite *>(function->fn_extra);
 }
 
-// ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
-// expression yields, under whatever identity they run as.
-void refuse_maintenance() {
-    if (likely(!InSecurityRestrictedOperation() && !is_autovacuum_worker())) return;
-    ereport(ERROR,
-            (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-             errmsg("keys cannot be used within a security-restricted operation"),
-             errdetail("ANALYZE, materialized views and index builds would store plaintext, or run "
-                       "as another role."),
-             errhint("Do not use decrypting or encrypting expressions in indexes, statistics or "
-                     "materialized views.")));
-}
-
-// PostgreSQL checks EXECUTE when a query starts; a cursor or a cached expression may go on as
-// another role, or after the right was taken back.
-void require_right(FmgrInfo *function) {
-    if (likely(may_execute(function->fn_oid, GetUserId()))) return;
-    ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                    errmsg("permission denied for function %s", get_func_name(function->fn_oid)),
-                    errhint("A superuser can give the right: SELECT envcrypt.grant_access(...).")));
-}
-
 // An option that was given; "" is "not given", and NULL must not be taken for it.
 ByteView optional_text(FunctionCallInfo fcinfo, int argument, const char *name) {
     if (PG_ARGISNULL(argument))
@@ -80,46 +60,6 @@ ByteView optional_text(FunctionCallInfo fcinfo, int argument, const char *name) 
                 (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name),
                  errhint("Leave it out where it is not meant.")));
     return varlena_bytes(PG_GETARG_TEXT_PP(argument));
-}
-
-// PostgreSQL's own conversion would repeat the bytes that it cannot convert in its error. The
-// result ends with a zero byte.
-text *convert(ByteView bytes, int from, int to, const char *what) {
-    const Oid conversion = FindDefaultConversionProc(from, to);
-    if (!OidIsValid(conversion))
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
-                        errmsg("there is no conversion from encoding %s to %s",
-                               pg_encoding_to_char(from), pg_encoding_to_char(to))));
-    const std::size_t room = bytes.size() * MAX_CONVERSION_GROWTH + 1;
-    auto *result =
-        static_cast<text *>(MemoryContextAllocHuge(CurrentMemoryContext, VARHDRSZ + room));
-    const int converted = pg_do_encoding_conversion_buf(
-        conversion, from, to, const_cast<unsigned char *>(bytes.data()),
-        static_cast<int>(bytes.size()), reinterpret_cast<unsigned char *>(VARDATA(result)),
-        static_cast<int>(Min(room, static_cast<std::size_t>(PG_INT32_MAX))), true);
-    if (converted != static_cast<int>(bytes.size()))
-        ereport(ERROR, (errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
-                        errmsg("%s has a character without equivalent in encoding %s", what,
-                               pg_encoding_to_char(to))));
-    const std::size_t length = strlen(VARDATA(result));
-    if (length > MaxAllocSize - VARHDRSZ)
-        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("%s is too long", what)));
-    SET_VARSIZE(result, VARHDRSZ + length);
-    return result;
-}
-
-// Text as it is stored and authenticated: UTF-8, whatever the server encoding.
-ByteView to_utf8(ByteView text, const char *what) {
-    const int encoding = GetDatabaseEncoding();
-    if (encoding == PG_UTF8 || text.empty()) return text;
-    if (encoding != PG_SQL_ASCII) return varlena_bytes(convert(text, encoding, PG_UTF8, what));
-    if (!pg_verify_mbstr(PG_UTF8, reinterpret_cast<const char *>(text.data()),
-                         static_cast<int>(text.size()), true))
-        ereport(ERROR, (errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-                        errmsg("%s is not valid UTF-8", what),
-                        errdetail("In a database of encoding SQL_ASCII, only UTF-8 text can be "
-                                  "encrypted.")));
-    return text;
 }
 
 keyring::Subkey &opening_subkey(FmgrInfo *function, const value::Parsed &parsed) {

@@ -52,8 +52,6 @@ void keep_opened(Backend &state) {
         if (!run.succeeded) continue;
         for (keyring::KeyToOpen &key : run.operation->keys) {
             const keyring::KeyRef ref{run.operation->identity, key.key_id};
-            // a tenant may have been named twice
-            if (state.cache.find(ref) != nullptr) continue;
             state.cache.put(ref, std::move(key.tenant), run.operation->server.name,
                             std::move(key.key), now(), std::chrono::seconds(setting_cache_ttl),
                             static_cast<std::size_t>(setting_cache_size));
@@ -81,15 +79,22 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
         }))
         raise(report);
 
+    auto **names = static_cast<const char **>(palloc(sizeof(char *) * (count + 1)));
+    for (int i = 0; i < count; ++i) {
+        if (nulls[i])
+            ereport(ERROR,
+                    (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("a tenant must not be NULL")));
+        names[i] = TextDatumGetCString(tenants[i]);
+    }
+    qsort(names, count, sizeof(char *), pg_qsort_strcmp);
+
     Filling filling;
     int keys = 0;
     int to_open = 0;
     for (int i = 0; i < count; ++i) {
         CHECK_FOR_INTERRUPTS();
-        if (nulls[i])
-            ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-                            errmsg("a tenant must not be NULL")));
-        const char *tenant = TextDatumGetCString(tenants[i]);
+        const char *tenant = names[i];
+        if (i > 0 && strcmp(tenant, names[i - 1]) == 0) continue;
         TenantRow row;
         if (!find_tenant(tenant, row))
             ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),

@@ -18,7 +18,8 @@ keyring::OpenKey &resolve_for_opening(std::uint64_t key_id);
 // there is none.
 keyring::OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting);
 
-// The first wrapping of the key at a place that the current role may use. Raises where there is none.
+// The first wrapping of the key at a place that the current role may use. Raises where there is
+// none.
 WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place);
 // Raises unless it is there and active.
 void require_active_tenant(const char *name);

@@ -144,7 +144,7 @@ void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
 
 // Makes an operation there, or at the end of the batch where that is null.
 static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::Operation> *where,
-                                                const Place &place, const char *master_key) {
+                                                       const Place &place, const char *master_key) {
     Backend &state = backend();
     const OptionText *server_texts = option_texts(place.server_options);
     const int server_count = list_length(place.server_options);
@@ -189,10 +189,13 @@ void prepare_operation(const Place &place, const char *master_key, crypto::Purpo
     Backend &state = backend();
     prepare_in(&state.operation, place, master_key);
     ErrorReport report;
-    if (!guarded(report, [&] {
-            state.operation->context = crypto::wrap_context(purpose, key_id, tenant);
-        }))
+    if (!guarded(report,
+                 [&] { state.operation->context = crypto::wrap_context(purpose, key_id, tenant); }))
         raise(report);
+}
+
+void prepare_unbound_operation(const Place &place) {
+    prepare_in(&backend().operation, place, nullptr);
 }
 
 keyring::Operation &prepare_in_batch(const Place &place, const char *master_key) {

@@ -31,6 +31,10 @@ PlaceFault find_place(const char *server, Oid role, Place &place);
 void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
                        std::uint64_t key_id, const char *tenant);
 
+// The same for a key that is bound to nothing, in the article's format.
+void prepare_unbound_operation(const Place &place);
+// What a KMS makes of a key of 32 bytes is shorter than this.
+inline constexpr std::size_t kMaxWrapped = 8192;
 // The same for many keys at once, whose contexts the caller adds: one more of `backend().batch`.
 keyring::Operation &prepare_in_batch(const Place &place, const char *master_key);
 

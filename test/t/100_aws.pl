@@ -115,10 +115,10 @@ for my $way (
 	fails_with($session, $decrypt, { state => 'HV000', detail => 'Profile "nobody" has no aws_access_key_id and aws_secret_access_key.' }, 'no such profile');
 	$mapping->('DROP profile');
 	for my $case ([ "SET master_key 'alias/none'" => '42501' ], [ "SET master_key 'arn:aws:kms:nowhere'" => '42501' ],
-		[ "SET master_key 'alias/app', SET region 'nowhere-1'" => '42501' ])
+		[ "SET master_key 'alias/app', SET region 'nowhere-1'" => '08006' ])
 	{
 		$session->value("ALTER SERVER kms OPTIONS ($case->[0])");
-		fails_with($session, "SELECT envcrypt.create_tenant('new', 'kms')", { state => $case->[1], hint => qr/./ }, "a server with $case->[0]");
+		fails_with($session, "SELECT envcrypt.create_tenant('new', 'kms')", { state => $case->[1] }, "a server with $case->[0]");
 	}
 	$session->value("ALTER SERVER kms OPTIONS (SET master_key 'alias/app', SET region '" . $aws->region . "')");
 	works($session, $decrypt, "t\nplaintext", 'all is well again');

@@ -51,6 +51,15 @@ sub run
 	like($session->value('SELECT string_agg(DISTINCT master_key_version, \',\') FROM envcrypt.wrapped_key'), qr/^$version(,$version)*$/,
 		"$name: the master key's version is recorded") if !defined $kms{version} || $kms{version} ne '';
 
+	# --- the article's format, which is bound to no tenant
+	works($session, "SELECT convert_from(envcrypt.decrypt_envelope('kms', encrypted_dek, nonce, ciphertext), 'UTF8') FROM envcrypt.encrypt_envelope('kms', 'in an envelope')",
+		'in an envelope', "$name: envelopes");
+	fails_with($session, "SELECT envcrypt.decrypt_envelope('kms', wrapped, '\\x000000000000000000000000', '\\x00000000000000000000000000000000')
+		FROM envcrypt.wrapped_key LIMIT 1", { state => qr/^(XX001|22000)$/ }, "$name: a tenant's key opens no envelope");
+	# --- many at once
+	works($session, "SELECT envcrypt.forget_keys() > 0; SELECT envcrypt.load_keys('acme', 'other', 'own', 'acme'); SELECT count(*) FROM envcrypt.cache", "t\n3\n3",
+		"$name: load_keys");
+
 	# --- what is bound: a wrapping moved to another tenant, altered, cut short
 	my $unwrap = qr/^could not unwrap a key with KMS "kms"$/;
 	for my $attack (

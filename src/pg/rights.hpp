@@ -1,0 +1,24 @@
+// What each call of a function that uses keys checks anew, in a few instructions: that it does not
+// run where its result would be stored, and that the caller may still call it.
+#pragma once
+
+#include "pg/pg.hpp"
+
+namespace envcrypt::pg {
+
+[[noreturn]] void raise_maintenance();
+[[noreturn]] void raise_no_right(const FmgrInfo *function);
+
+// ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
+// expression yields, under whatever identity they run as.
+inline void refuse_maintenance() {
+    if (unlikely(InSecurityRestrictedOperation() || is_autovacuum_worker())) raise_maintenance();
+}
+
+// PostgreSQL checks EXECUTE when a query starts; a cursor or a cached expression may go on as
+// another role, or after the right was taken back.
+inline void require_right(const FmgrInfo *function) {
+    if (unlikely(!may_execute(function->fn_oid, GetUserId()))) raise_no_right(function);
+}
+
+}  // namespace envcrypt::pg

@@ -1,0 +1,14 @@
+// Text between the server's encoding and UTF-8, without a word of it in errors.
+#pragma once
+
+#include "pg/pg.hpp"
+
+namespace envcrypt::pg {
+
+// Raises where a character has no equivalent, naming `what` and repeating nothing. The result ends
+// with a zero byte.
+text *convert(ByteView bytes, int from, int to, const char *what);
+// Text as it is stored and authenticated: UTF-8, whatever the server encoding.
+ByteView to_utf8(ByteView text, const char *what);
+
+}  // namespace envcrypt::pg
