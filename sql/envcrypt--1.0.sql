@@ -227,6 +227,18 @@ CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text D
 COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text) IS
     'Makes a tenant and its first data key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
 
+---------------------------------------------------------------- an identity that a session brings
+CREATE FUNCTION envcrypt.set_credential(server text, credential jsonb, session boolean DEFAULT false) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_set_credential' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION envcrypt.set_credential(text, jsonb, boolean) IS
+    'Has this session use an identity of its own at the server, in place of the role''s user mapping: an object of the mapping''s option names, with the contents of secrets and files in place of references and paths. Until the end of the transaction, or of the session; for the current role. Never stored; pass it as a parameter, since PostgreSQL may log statements. Needs USAGE on the server and any right. Errors: HV000 options.';
+REVOKE ALL ON FUNCTION envcrypt.set_credential(text, jsonb, boolean) FROM PUBLIC;
+CREATE FUNCTION envcrypt.clear_credential(server text) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_clear_credential' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION envcrypt.clear_credential(text) IS
+    'Forgets what set_credential() brought for the server, and every key that was opened with it.';
+REVOKE ALL ON FUNCTION envcrypt.clear_credential(text) FROM PUBLIC;
+
 ---------------------------------------------------------------- the article's own format
 CREATE FUNCTION envcrypt.encrypt_envelope(server text, plaintext text,
         OUT encrypted_dek bytea, OUT nonce bytea, OUT ciphertext bytea)

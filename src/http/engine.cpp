@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <map>
 #include <new>
 #include <string_view>
 #include <system_error>
@@ -651,10 +653,20 @@ public:
             return std::move(status).error();
 
         const SignalBlock block;
+        if (have_files_changed(transfer->request.transport)) connections_stale_ = true;
+        if (connections_stale_ && transfers_.empty()) {
+            drop_multi();
+            connections_stale_ = false;
+        }
         transfer->easy.reset(curl_easy_init());
         if (!transfer->easy) throw std::bad_alloc();
         if (Status status = set_options(*transfer, timeout); !status)
             return std::move(status).error();
+        if (connections_stale_) {
+            // others are still under way on the old connections
+            curl_easy_setopt(transfer->easy.get(), CURLOPT_FRESH_CONNECT, 1L);
+            curl_easy_setopt(transfer->easy.get(), CURLOPT_SSL_SESSIONID_CACHE, 0L);
+        }
         if (multi_ == nullptr) {
             if (Status status = open_multi(); !status) return std::move(status).error();
         }
@@ -710,6 +722,39 @@ public:
     }
 
 private:
+    // --- files that connections were made with ---
+
+    // Which version of a file this is; all zero where it cannot be told.
+    struct FileVersion {
+        dev_t device = 0;
+        ino_t number = 0;
+        off_t size = 0;
+        timespec modified{};
+        bool operator==(const FileVersion &other) const {
+            return device == other.device && number == other.number && size == other.size &&
+                   modified.tv_sec == other.modified.tv_sec &&
+                   modified.tv_nsec == other.modified.tv_nsec;
+        }
+    };
+
+    // Certificates are replaced while the server runs, hourly by a SPIFFE helper: what was made
+    // with an older one must not be used again.
+    bool have_files_changed(const Transport &transport) {
+        bool changed = false;
+        for (const std::string *path :
+             {&transport.ca_file, &transport.client_cert_file, &transport.client_key_file}) {
+            if (path->empty()) continue;
+            FileVersion version;
+            struct stat about;
+            if (stat(path->c_str(), &about) == 0)
+                version = {about.st_dev, about.st_ino, about.st_size, about.st_mtim};
+            const auto [known, is_new] = files_.try_emplace(*path, version);
+            if (!is_new && !(known->second == version)) changed = true;
+            known->second = version;
+        }
+        return changed;
+    }
+
     // --- callbacks of the multi handle ---
 
     static int on_socket(CURL *, curl_socket_t socket, int what, void *user, void *) {
@@ -830,6 +875,8 @@ private:
     Descriptor epoll_;
     Descriptor timer_;
     CURLM *multi_ = nullptr;  // made by start(), dropped when in doubt
+    std::map<std::string, FileVersion> files_;
+    bool connections_stale_ = false;
     TransferId last_id_ = 0;
     std::unordered_map<CURL *, std::unique_ptr<Transfer>> transfers_;
     std::deque<Finished> finished_;

@@ -2,10 +2,12 @@
 // https://docs.aws.amazon.com/STS/latest/APIReference/
 #include "identity/aws.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
 #include "identity/form.hpp"
+#include "identity/secret.hpp"
 #include "kms/aws.hpp"
 #include "kms/json.hpp"
 #include "kms/sigv4.hpp"
@@ -142,9 +144,7 @@ kms::Task<Result<Credential>> assume_role(kms::Conversation &talk, const kms::Se
 // The token file is read each time: Kubernetes replaces it.
 kms::Task<Result<Credential>> assume_role_by_token(kms::Conversation &talk,
                                                    const kms::Server &server, Role role,
-                                                   std::string token_file) {
-    kms::FileRequest file{std::move(token_file), false};
-    Result<SecretBytes> token = co_await talk.read_file(std::move(file));
+                                                   Result<SecretBytes> token) {
     if (!token) co_return std::move(token.error());
     http::Request request = form_request(server, kms::aws_endpoint(server, "sts", "sts_endpoint"),
                                          write_form({{"Action", "AssumeRoleWithWebIdentity"},
@@ -267,9 +267,18 @@ kms::Task<Result<Credential>> from_profile(kms::Conversation &talk, const kms::S
     if (!role_arn.empty() && (source != profile || id.empty())) {
         Role role = role_of(server, role_arn, value("role_session_name"), value("external_id"));
         const std::string token_file(value("web_identity_token_file"));
-        if (!token_file.empty())
-            co_return co_await assume_role_by_token(talk, server, std::move(role), token_file);
-        const std::string_view credential_source = value("credential_source");
+        std::string_view credential_source = value("credential_source");
+        if (server.brought && (!token_file.empty() || !credential_source.empty()))
+            co_return login_error(server, ErrorCode::denied,
+                                  "A profile that a session brings may use neither files nor "
+                                  "identities of the database host.",
+                                  "Give it source_profile, or keys of its own.");
+        if (!token_file.empty()) {
+            kms::FileRequest file{token_file, false};
+            Result<SecretBytes> token = co_await talk.read_file(std::move(file));
+            co_return co_await assume_role_by_token(talk, server, std::move(role),
+                                                    std::move(token));
+        }
         Result<Credential> keys = login_error(
             server, ErrorCode::misconfigured,
             "Profile \"" + profile + "\" has a role_arn and no usable source of credentials.",
@@ -299,17 +308,13 @@ kms::Task<Result<Credential>> from_profile(kms::Conversation &talk, const kms::S
 
 kms::Task<Result<Credential>> from_files(kms::Conversation &talk, const kms::Server &server) {
     Files files;
-    const std::string credentials_file(server.identity_option("credentials_file"));
-    if (!credentials_file.empty()) {
-        kms::FileRequest file{credentials_file, false};
-        Result<SecretBytes> contents = co_await talk.read_file(std::move(file));
+    if (server.has_identity_option("credentials_file")) {
+        Result<SecretBytes> contents = co_await read_option_file(talk, server, "credentials_file");
         if (!contents) co_return std::move(contents.error());
         files.credentials = std::move(*contents);
     }
-    const std::string config_file(server.identity_option("config_file"));
-    if (!config_file.empty()) {
-        kms::FileRequest file{config_file, false};
-        Result<SecretBytes> contents = co_await talk.read_file(std::move(file));
+    if (server.has_identity_option("config_file")) {
+        Result<SecretBytes> contents = co_await read_option_file(talk, server, "config_file");
         if (!contents) co_return std::move(contents.error());
         files.config = std::move(*contents);
     }
@@ -323,10 +328,12 @@ kms::Task<Result<Credential>> from_files(kms::Conversation &talk, const kms::Ser
 kms::Task<Result<Credential>> obtain_aws_keys(kms::Conversation &talk, const kms::Server &server) {
     const std::string_view auth = server.identity_option("auth");
     const std::string role_arn(server.identity_option("role_arn"));
-    if (auth == "web_identity")
-        co_return co_await assume_role_by_token(
-            talk, server, role_of(server, role_arn, {}, {}),
-            std::string(server.identity_option("web_identity_token_file")));
+    if (auth == "web_identity") {
+        Result<SecretBytes> token =
+            co_await read_option_file(talk, server, "web_identity_token_file");
+        Role role = role_of(server, role_arn, {}, {});
+        co_return co_await assume_role_by_token(talk, server, std::move(role), std::move(token));
+    }
     Result<Credential> keys = login_nonsense(server, "AWS", {});
     if (auth == "container") {
         keys = co_await from_container(talk, server);

@@ -83,8 +83,7 @@ kms::Task<Result<Credential>> obtain_azure_token(kms::Conversation &talk,
     const bool federated = auth == "federated";
     Result<SecretBytes> secret = Error{};
     if (federated) {
-        kms::FileRequest file{std::string(server.identity_option("federated_token_file")), false};
-        secret = co_await talk.read_file(std::move(file));
+        secret = co_await read_option_file(talk, server, "federated_token_file");
     } else {
         secret = co_await read_secret(talk, server, "client_secret");
     }

@@ -5,6 +5,7 @@
 #include "crypto/encoding.hpp"
 #include "crypto/rsa.hpp"
 #include "identity/form.hpp"
+#include "identity/secret.hpp"
 #include "kms/gcp.hpp"
 #include "kms/json.hpp"
 #include "kms/time.hpp"
@@ -83,7 +84,10 @@ kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
     const auto key_id = file.text({"private_key_id"});
     const auto token_uri = file.text({"token_uri"});
     if (!email || !private_key || !token_uri) co_return file_error(server, "is incomplete.");
-    const std::string url = kms::gcp_endpoint(server, "token_endpoint", *token_uri);
+    // what a session brings does not say where requests go
+    constexpr std::string_view google = "https://oauth2.googleapis.com/token";
+    const std::string url =
+        kms::gcp_endpoint(server, "token_endpoint", server.brought ? google : *token_uri);
 
     kms::JsonWriter header;
     header.add("alg", "RS256").add("typ", "JWT");
@@ -175,8 +179,7 @@ kms::Task<Result<Credential>> obtain_gcp_token(kms::Conversation &talk, const km
                                                GcpScope scope) {
     const std::string auth(server.identity_option("auth"));
     if (auth == "metadata") co_return co_await from_metadata(talk, server, scope);
-    kms::FileRequest file{std::string(server.identity_option("credentials_file")), false};
-    Result<SecretBytes> contents = co_await talk.read_file(std::move(file));
+    Result<SecretBytes> contents = co_await read_option_file(talk, server, "credentials_file");
     if (!contents) co_return std::move(contents.error());
     const std::optional<Json> json = Json::parse(std::move(*contents));
     if (!json) co_return file_error(server, "is not JSON as expected.");

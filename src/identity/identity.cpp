@@ -22,6 +22,11 @@ kms::Task<Result<Credential>> read_key_file(kms::Conversation &talk, const kms::
 
 kms::Task<Result<Credential>> obtain(kms::Conversation &talk, const kms::Server &server) {
     if (server.dialect == &kms::local_dialect()) return read_key_file(talk, server);
+    // a server that secrets are read from is not checked to be complete
+    if (server.identity_option("auth").empty())
+        return [](Error error) -> kms::Task<Result<Credential>> {
+            co_return error;
+        }(kms::missing_option(server, kms::OptionPlace::mapping, "auth"));
     if (server.dialect == &kms::aws_dialect()) return obtain_aws_keys(talk, server);
     if (server.dialect == &kms::gcp_dialect()) return obtain_gcp_token(talk, server, GcpScope::kms);
     if (server.dialect == &kms::azure_dialect()) return obtain_azure_token(talk, server);

@@ -89,6 +89,12 @@ void Cache::drop_identity(const IdentityId &identity) {
     drop_if([&](const OpenKey &key) { return key.ref.identity == identity; });
 }
 
+void Cache::drop_mapping(std::uint32_t mapping, std::uint32_t version) {
+    drop_if([&](const OpenKey &key) {
+        return key.ref.identity[4] == mapping && key.ref.identity[5] == version;
+    });
+}
+
 void Cache::drop_key(std::uint64_t key_id) {
     drop_if([&](const OpenKey &key) { return key.ref.key_id == key_id; });
 }

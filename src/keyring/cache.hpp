@@ -72,6 +72,8 @@ public:
                  kms::Clock now, kms::Clock ttl, std::size_t limit);
 
     void drop_identity(const IdentityId &identity);
+    // All versions of one mapping: ref.identity[4] and [5].
+    void drop_mapping(std::uint32_t mapping, std::uint32_t version);
     void drop_key(std::uint64_t key_id);
     void drop_expired(kms::Clock now);
     // Returns how many keys were open.

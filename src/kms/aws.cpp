@@ -51,6 +51,7 @@ constexpr Option kOptions[] = {
      "file of the token that EKS Pod Identity asks for"},
 };
 constexpr const char *kAuthMethods[] = {"profile", "web_identity", "container", "instance"};
+constexpr const char *kBroughtMethods[] = {"profile", "web_identity"};
 
 struct Meaning {
     const char *code;
@@ -156,6 +157,7 @@ public:
     const char *wrapper_name() const override { return "envcrypt_aws"; }
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
+    std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
                                                     const Credential &credential) const override {
@@ -226,12 +228,12 @@ public:
         if (aws_region(server).empty()) return missing_option(server, on_server, "region");
         const std::string_view auth = server.identity_option("auth");
         if (auth.empty()) return missing_option(server, on_mapping, "auth");
-        if (auth == "profile" && server.identity_option("credentials_file").empty() &&
-            server.identity_option("config_file").empty())
+        if (auth == "profile" && !server.has_identity_option("credentials_file") &&
+            !server.has_identity_option("config_file"))
             return missing_option(server, on_mapping, "credentials_file");
         if (auth == "web_identity")
             for (const char *needed : {"role_arn", "web_identity_token_file"})
-                if (server.identity_option(needed).empty())
+                if (!server.has_identity_option(needed))
                     return missing_option(server, on_mapping, needed);
         return Unit{};
     }

@@ -36,6 +36,7 @@ constexpr Option kOptions[] = {
      "whom tokens are for, by default https://vault.azure.net, for a managed HSM "
      "https://managedhsm.azure.net"},
     {"token_endpoint", on_server, https_url, "URL in place of https://login.microsoftonline.com"},
+    {"secrets_endpoint", on_server, https_url, "URL in place of https://api.doppler.com"},
     {"metadata_endpoint", on_server, https_url, "URL in place of instance metadata"},
     {"ca_file", on_server, absolute_path,
      "CA certificates that the servers' certificates must chain to"},
@@ -47,9 +48,11 @@ constexpr Option kOptions[] = {
     {"tenant_id", on_mapping, name, "Entra tenant, for client_secret and federated"},
     {"client_id", on_mapping, name, "application, or user-assigned managed identity"},
     {"client_secret", on_mapping, secret_reference, "reference to the application's secret"},
+    {"doppler_token", on_mapping, secret_file, "reference to the token for doppler: references"},
     {"federated_token_file", on_mapping, absolute_path, "file of the federated token"},
 };
 constexpr const char *kAuthMethods[] = {"managed_identity", "client_secret", "federated"};
+constexpr const char *kBroughtMethods[] = {"client_secret", "federated"};
 
 constexpr std::string_view kRsa = "RSA-OAEP-256";
 constexpr std::string_view kAes = "A256KW";
@@ -127,6 +130,7 @@ public:
     const char *wrapper_name() const override { return "envcrypt_azure"; }
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
+    std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
     bool makes_data_keys() const override { return false; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
@@ -195,12 +199,12 @@ public:
         if (auth.empty()) return missing_option(server, on_mapping, "auth");
         if (auth != "managed_identity")
             for (const char *needed : {"tenant_id", "client_id"})
-                if (server.identity_option(needed).empty())
+                if (!server.has_identity_option(needed))
                     return missing_option(server, on_mapping, needed);
         const char *secret = auth == "client_secret" ? "client_secret"
                              : auth == "federated"   ? "federated_token_file"
                                                      : nullptr;
-        if (secret != nullptr && server.identity_option(secret).empty())
+        if (secret != nullptr && !server.has_identity_option(secret))
             return missing_option(server, on_mapping, secret);
         return Unit{};
     }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "kms/reference.hpp"
+
 namespace envcrypt::kms {
 
 namespace {
@@ -64,6 +66,12 @@ const char *expectation(OptionKind kind) {
         case OptionKind::absolute_path:
             return "It must be the absolute path of a file on the database server.";
         case OptionKind::secret_reference:
+            return "It must say where the secret lies, as file:/absolute/path, "
+                   "SCHEME:SERVER:NAME or SCHEME:SERVER:NAME#FIELD with aws-secretsmanager, "
+                   "gcp-secretmanager, azure-keyvault or vault-kv, or "
+                   "doppler:PROJECT/CONFIG/NAME, and never be the secret itself: options are "
+                   "stored in the catalogs and dumped.";
+        case OptionKind::secret_file:
             return "It must say where the secret lies, as file:/absolute/path, and never be the "
                    "secret itself: options are stored in the catalogs and dumped.";
         case OptionKind::auth_method:
@@ -88,6 +96,8 @@ bool is_valid(const Dialect &dialect, OptionKind kind, std::string_view value) {
         case OptionKind::absolute_path:
             return value.starts_with("/");
         case OptionKind::secret_reference:
+            return parse_reference(value).has_value();
+        case OptionKind::secret_file:
             return value.starts_with("file:/");
         case OptionKind::auth_method:
             break;
@@ -121,6 +131,10 @@ std::string_view Server::identity_option(std::string_view option_name) const {
     return find_option(identity, option_name);
 }
 
+bool Server::has_identity_option(std::string_view option_name) const {
+    return !identity_option(option_name).empty() || (brought && brought->contains(option_name));
+}
+
 http::Transport Server::transport() const {
     return {std::string(option("ca_file")), std::string(option("client_cert_file")),
             std::string(option("client_key_file")), std::string(option("proxy"))};
@@ -151,6 +165,46 @@ Error while_doing(const Server &server, std::string_view doing, Error error) {
     error.message =
         "could not " + std::string(doing) + " with KMS \"" + server.name + "\": " + error.message;
     return error;
+}
+
+Status split_brought(const Dialect &dialect, std::map<std::string, SecretBytes, std::less<>> given,
+                     Options &plain, std::map<std::string, SecretBytes, std::less<>> &contents) {
+    for (auto &[name, value] : given) {
+        const auto known = dialect.options();
+        const auto option = std::find_if(known.begin(), known.end(), [&](const Option &o) {
+            return o.place == OptionPlace::mapping && o.name == name;
+        });
+        const bool is_content =
+            option != known.end() &&
+            (option->kind == OptionKind::secret_reference ||
+             option->kind == OptionKind::secret_file || option->kind == OptionKind::absolute_path);
+        if (is_content && !value.empty()) {
+            contents.insert_or_assign(name, std::move(value));
+            continue;
+        }
+        Options one{{name, std::string(value.expose_text())}};
+        if (Status legal = check_options(dialect, OptionPlace::mapping, one); !legal) return legal;
+        plain.merge(one);
+    }
+    const auto methods = dialect.brought_methods();
+    const std::string_view auth = find_option(plain, "auth");
+    if (std::find(methods.begin(), methods.end(), auth) != methods.end()) return Unit{};
+    std::string legal;
+    for (const char *method : methods) legal += std::string(" ") + method;
+    return Error{
+        ErrorCode::misconfigured,
+        std::string("a session cannot bring this identity for ") + dialect.wrapper_name(),
+        {},
+        legal.empty() ? "This KMS knows no identities." : "Its auth must be one of:" + legal + "."};
+}
+
+bool is_secret_option(const Dialect &dialect, std::string_view name) {
+    const auto known = dialect.options();
+    return std::any_of(known.begin(), known.end(), [&](const Option &option) {
+        return option.place == OptionPlace::mapping && option.name == name &&
+               (option.kind == OptionKind::secret_reference ||
+                option.kind == OptionKind::secret_file);
+    });
 }
 
 const Dialect *find_dialect(std::string_view wrapper_name) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -28,7 +29,8 @@ enum class OptionKind {
     resource,          // the same with : = , + @ as well: ARNs, e-mail addresses
     boolean,           // true or false
     absolute_path,     // of a file on the database server
-    secret_reference,  // file:/absolute/path, never the secret itself
+    secret_reference,  // where a secret lies: kms/reference.hpp; never the secret itself
+    secret_file,       // file:/absolute/path alone
     auth_method,       // one of the dialect's
 };
 
@@ -47,10 +49,17 @@ struct Server {
     const class Dialect *dialect = nullptr;
     Options options;   // of the server
     Options identity;  // of the user mapping
+    // The servers that secret references in `identity` name, under the same role's mapping.
+    std::vector<Server> referenced;
+    // What options that name files and secrets stand for, where a session brought that itself
+    // instead of `identity`: never a reference, a path or an identity of this host.
+    std::shared_ptr<const std::map<std::string, SecretBytes, std::less<>>> brought;
 
     // Empty where the option is not set.
     std::string_view option(std::string_view name) const;
     std::string_view identity_option(std::string_view name) const;
+    // Set, or brought.
+    bool has_identity_option(std::string_view name) const;
     bool flag(std::string_view name) const { return option(name) == "true"; }
     http::Transport transport() const;
 };
@@ -101,6 +110,9 @@ public:
     virtual const char *wrapper_name() const = 0;  // of the foreign data wrapper
     virtual std::span<const Option> options() const = 0;
     virtual std::span<const char *const> auth_methods() const = 0;
+    // The methods by which a session may bring an identity of its own: none that lends it one of
+    // this host.
+    virtual std::span<const char *const> brought_methods() const = 0;
     // Whether it makes data keys itself; else a key of ours is wrapped.
     virtual bool makes_data_keys() const { return true; }
 
@@ -137,6 +149,15 @@ const Dialect &aws_dialect();
 const Dialect &gcp_dialect();
 const Dialect &azure_dialect();
 const Dialect &local_dialect();
+
+// What a session brings as its own identity: options of a user mapping, whose secrets and files are
+// given by their contents. Splits them; misconfigured as check_options(), and for a method that is
+// not among brought_methods().
+Status split_brought(const Dialect &dialect, std::map<std::string, SecretBytes, std::less<>> given,
+                     Options &plain, std::map<std::string, SecretBytes, std::less<>> &contents);
+
+// Whether the mapping's option of that name refers to a secret.
+bool is_secret_option(const Dialect &dialect, std::string_view name);
 
 // By the name of the foreign data wrapper; null where it is none of ours.
 const Dialect *find_dialect(std::string_view wrapper_name);

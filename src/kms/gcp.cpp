@@ -37,6 +37,7 @@ constexpr Option kOptions[] = {
      "JSON file of the service account, or of the workload identity federation"},
 };
 constexpr const char *kAuthMethods[] = {"metadata", "service_account", "external_account"};
+constexpr const char *kBroughtMethods[] = {"service_account"};
 
 constexpr std::string_view kVersions = "/cryptoKeyVersions/";
 
@@ -74,6 +75,7 @@ public:
     const char *wrapper_name() const override { return "envcrypt_gcp"; }
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
+    std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
     bool makes_data_keys() const override { return false; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
@@ -151,7 +153,7 @@ public:
                          "Name it as projects/P/locations/L/keyRings/R/cryptoKeys/K."};
         const std::string_view auth = server.identity_option("auth");
         if (auth.empty()) return missing_option(server, on_mapping, "auth");
-        if (auth != "metadata" && server.identity_option("credentials_file").empty())
+        if (auth != "metadata" && !server.has_identity_option("credentials_file"))
             return missing_option(server, on_mapping, "credentials_file");
         return Unit{};
     }

@@ -24,6 +24,7 @@ public:
     const char *wrapper_name() const override { return "envcrypt_local"; }
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return {}; }
+    std::span<const char *const> brought_methods() const override { return {}; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
                                                     const Credential &credential) const override {

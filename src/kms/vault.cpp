@@ -22,6 +22,7 @@ constexpr Option kOptions[] = {
     {"ca_file", on_server, absolute_path,
      "CA certificates that the server's certificate must chain to"},
     {"proxy", on_server, proxy_url, "proxy to reach the server by"},
+    {"secrets_endpoint", on_server, https_url, "URL in place of https://api.doppler.com"},
     {"client_cert_file", on_server, absolute_path, "client certificate for mutual TLS"},
     {"client_key_file", on_server, absolute_path, "its private key"},
     {"auth", on_mapping, auth_method,
@@ -30,11 +31,13 @@ constexpr Option kOptions[] = {
     {"token", on_mapping, secret_reference, "reference to the token"},
     {"role_id", on_mapping, name, "the AppRole's role id"},
     {"secret_id", on_mapping, secret_reference, "reference to the AppRole's secret id"},
+    {"doppler_token", on_mapping, secret_file, "reference to the token for doppler: references"},
     {"role", on_mapping, name, "role to log in as, for kubernetes, jwt and cert"},
     {"jwt", on_mapping, secret_reference,
      "reference to the JSON web token, for kubernetes and jwt"},
 };
 constexpr const char *kAuthMethods[] = {"token", "approle", "kubernetes", "jwt", "cert"};
+constexpr const char *kBroughtMethods[] = {"token", "approle", "kubernetes", "jwt"};
 
 // What OpenBao and Vault say in an error, and what that means. Only these words are repeated to the
 // user: an answer's own text could hold anything.
@@ -109,6 +112,7 @@ public:
     const char *wrapper_name() const override { return "envcrypt_vault"; }
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
+    std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
                                                     const Credential &credential) const override {
@@ -234,15 +238,15 @@ public:
             if (server.option(needed).empty()) return missing_option(server, on_server, needed);
         const std::string_view auth = server.identity_option("auth");
         if (auth.empty()) return missing_option(server, on_mapping, "auth");
-        if (auth == "token" && server.identity_option("token").empty())
+        if (auth == "token" && !server.has_identity_option("token"))
             return missing_option(server, on_mapping, "token");
         if (auth == "approle")
             for (const char *needed : {"role_id", "secret_id"})
-                if (server.identity_option(needed).empty())
+                if (!server.has_identity_option(needed))
                     return missing_option(server, on_mapping, needed);
         if (auth == "kubernetes" || auth == "jwt")
             for (const char *needed : {"role", "jwt"})
-                if (server.identity_option(needed).empty())
+                if (!server.has_identity_option(needed))
                     return missing_option(server, on_mapping, needed);
         if (auth == "cert")
             for (const char *needed : {"client_cert_file", "client_key_file"})

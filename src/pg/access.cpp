@@ -30,7 +30,10 @@ constexpr RightFunction kFunctions[] = {
     {"manage", "cached_keys()"},
 };
 // What every role with a right may call.
-constexpr const char *kAnyRight[] = {"inspect(envcrypt.encrypted)", "load_keys(pg_catalog.text[])"};
+constexpr const char *kAnyRight[] = {
+    "inspect(envcrypt.encrypted)", "load_keys(pg_catalog.text[])",
+    "set_credential(pg_catalog.text, pg_catalog.jsonb, pg_catalog.bool)",
+    "clear_credential(pg_catalog.text)"};
 
 void execute(const char *command) {
     if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
@@ -53,7 +56,8 @@ bool holds_any_right(Oid role) {
         "WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace AND "
         "a.grantee "
         "OPERATOR(pg_catalog.=) $1 "
-        "AND NOT p.proname OPERATOR(pg_catalog.=) ANY ('{inspect,load_keys}')",
+        "AND NOT p.proname OPERATOR(pg_catalog.=) ANY "
+        "('{inspect,load_keys,set_credential,clear_credential}')",
         1, types, values, nullptr, false, 1);
     if (done != SPI_OK_SELECT) elog(ERROR, "envcrypt: could not read the rights");
     return SPI_processed > 0;

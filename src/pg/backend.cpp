@@ -26,6 +26,7 @@ void wipe_keys() {
             state->operation.reset();
             state->cache.clear();
             state->credentials.clear();
+            state->brought.clear();
         });
     }
 }
@@ -67,6 +68,19 @@ void roll_back(Backend &state, int from_level) {
     });
 }
 
+// An identity that was brought for the transaction ends with it; one for the session does where the
+// transaction that brought it is taken back.
+void end_brought(Backend &state, bool committed) {
+    if (state.brought.empty()) return;
+    ErrorReport ignored;
+    (void)guarded(ignored, [&] {
+        forget_brought(state, [&](const BroughtIdentity &identity) {
+            return !identity.for_session || (!committed && identity.nest_level > 0);
+        });
+        for (BroughtIdentity &identity : state.brought) identity.nest_level = 0;
+    });
+}
+
 void on_transaction(XactEvent event, void *) {
     Backend *state = backend_if_any();
     if (state == nullptr) return;
@@ -80,9 +94,12 @@ void on_transaction(XactEvent event, void *) {
         case XACT_EVENT_ABORT:
         case XACT_EVENT_PARALLEL_ABORT:
             roll_back(*state, 0);
+            end_brought(*state, false);
             break;
         case XACT_EVENT_COMMIT:
+        case XACT_EVENT_PREPARE:
         case XACT_EVENT_PARALLEL_COMMIT:
+            end_brought(*state, true);
             if (state->uncommitted.empty()) break;
             state->uncommitted.clear();
             ++epoch;
@@ -98,7 +115,16 @@ void on_subtransaction(SubXactEvent event, SubTransactionId, SubTransactionId, v
     const int level = GetCurrentTransactionNestLevel();
     if (event == SUBXACT_EVENT_ABORT_SUB) {
         roll_back(*state, level);
-    } else if (event == SUBXACT_EVENT_COMMIT_SUB && !state->uncommitted.empty()) {
+        ErrorReport ignored;
+        (void)guarded(ignored, [&] {
+            forget_brought(*state, [&](const BroughtIdentity &identity) {
+                return identity.nest_level >= level;
+            });
+        });
+    } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
+        for (BroughtIdentity &identity : state->brought)
+            if (identity.nest_level == level) identity.nest_level = level - 1;
+        if (state->uncommitted.empty()) return;
         for (UncommittedKey &made : state->uncommitted)
             if (made.nest_level == level) made.nest_level = level - 1;
         ++epoch;

@@ -18,6 +18,10 @@
 
 namespace envcrypt::pg {
 
+// In an IdentityId in place of a mapping's OID: an identity that the session brought, [5] says
+// which.
+inline constexpr std::uint32_t kBroughtIdentity = 0xffffffff;
+
 // A key made in the transaction under way.
 struct UncommittedKey {
     std::uint64_t key_id;
@@ -35,6 +39,20 @@ struct Run {
     kms::Clock deadline{};          // when it is given up: kms_timeout after its start
 };
 
+// An identity that the session brought itself, for one server, as one role.
+struct BroughtIdentity {
+    Oid server;
+    Oid role;
+    bool for_session;  // else for the transaction
+    int nest_level;    // of the subtransaction that takes it back
+    std::uint32_t serial;
+    kms::Options options;
+    std::shared_ptr<const std::map<std::string, SecretBytes, std::less<>>> contents;
+};
+
+// Moves on with every invalidation of the key tables, of servers, user mappings and roles.
+extern std::uint64_t epoch;
+
 struct Backend {
     keyring::Cache cache;
     keyring::Credentials credentials;
@@ -45,6 +63,7 @@ struct Backend {
     std::vector<std::unique_ptr<keyring::Operation>> batch;  // load_keys()
     std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
+    std::vector<BroughtIdentity> brought;
 
     // What resolve.cpp found out in `resolved_epoch`: which open key a role may use.
     struct Resolved {
@@ -70,9 +89,6 @@ extern int setting_cache_ttl;  // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
 
-// Moves on with every invalidation of the key tables, of servers, user mappings and roles.
-extern std::uint64_t epoch;
-
 // Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted
 // and expired keys dropped. A PostgreSQL frame; costs one reading of the coarse clock.
 void follow_epoch();
@@ -87,6 +103,19 @@ struct KeyTables {
     Oid wrapped_key;
 };
 extern KeyTables watched_tables;
+
+// Forgets the identities that the session brought and that `condition` names, with all that was
+// opened as them. A C++ frame.
+template <class Condition>
+void forget_brought(Backend &state, Condition condition) {
+    std::erase_if(state.brought, [&](const BroughtIdentity &identity) {
+        if (!condition(identity)) return false;
+        state.cache.drop_mapping(kBroughtIdentity, identity.serial);
+        state.credentials.clear();
+        ++epoch;
+        return true;
+    });
+}
 
 // Drives all of `backend().runs` to their end, up to `setting_kms_concurrency` of them at once,
 // waiting where it must. False where one failed, said by the report: the others are then left where

@@ -26,6 +26,7 @@ bool setting_require_mlock = false;
 namespace {
 
 ProcessUtility_hook_type next_utility_hook = nullptr;
+planner_hook_type next_planner_hook = nullptr;
 
 bool check_tenant(char **value, void **, GucSource) {
     // '' is what is left of a SET LOCAL that came before this library
@@ -72,10 +73,19 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
         ErrorReport report;
         if (!guarded(report, [&] {
                 state->cache.clear();
+                state->brought.clear();
                 state->credentials.clear();
             }))
             raise(report);
     }
+}
+
+// Parallel workers have none of the identities that a session brought.
+PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo parameters) {
+    const Backend *state = backend_if_any();
+    if (state != nullptr && !state->brought.empty()) options &= ~CURSOR_OPT_PARALLEL_OK;
+    return (next_planner_hook != nullptr ? next_planner_hook : standard_planner)(
+        query, text, options, parameters);
 }
 
 }  // namespace
@@ -107,4 +117,6 @@ void _PG_init(void) {
     MarkGUCPrefixReserved("envcrypt");
     next_utility_hook = ProcessUtility_hook;
     ProcessUtility_hook = on_utility;
+    next_planner_hook = planner_hook;
+    planner_hook = on_plan;
 }

@@ -2,6 +2,7 @@
 // said by the dialects.
 #include "pg/servers.hpp"
 
+#include "kms/reference.hpp"
 #include "pg/backend.hpp"
 
 namespace envcrypt::pg {
@@ -92,6 +93,18 @@ PlaceFault find_place(const char *name, Oid role, Place &place) {
     if (place.dialect == nullptr) return PlaceFault::other_wrapper;
     if (!may_use_server(server, role)) return PlaceFault::no_usage;
 
+    place.brought = 0;
+    place.identity_options = NIL;
+    if (const Backend *state = backend_if_any()) {
+        for (const BroughtIdentity &brought : state->brought) {
+            if (brought.server != server || brought.role != role) continue;
+            place.brought = brought.serial;
+            place.identity[4] = kBroughtIdentity;
+            place.identity[5] = brought.serial;
+            place.identity[6] = place.identity[7] = 0;
+            return PlaceFault::none;
+        }
+    }
     HeapTuple mapping =
         SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role), ObjectIdGetDatum(server));
     if (!HeapTupleIsValid(mapping))
@@ -151,6 +164,28 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
     const OptionText *identity_texts = option_texts(place.identity_options);
     const int identity_count = list_length(place.identity_options);
     ErrorReport report;
+    // the servers that secret references name
+    auto *referenced = static_cast<Place *>(palloc(sizeof(Place) * (identity_count + 1)));
+    int referenced_count = 0;
+    for (int i = 0; i < identity_count; ++i) {
+        char server[NAMEDATALEN] = "";
+        if (!guarded(report, [&] {
+                const auto reference = kms::parse_reference(identity_texts[i].value);
+                if (reference && kms::is_secret_option(*place.dialect, identity_texts[i].name))
+                    copy_text(server, reference->server);
+            }))
+            raise(report);
+        if (server[0] == '\0') continue;
+        Place &store = referenced[referenced_count++];
+        const PlaceFault fault = find_place(server, GetUserId(), store);
+        if (fault != PlaceFault::none) raise_place_fault(fault, server, GetUserId());
+    }
+    auto **texts = static_cast<const OptionText **>(
+        palloc(sizeof(OptionText *) * 2 * static_cast<std::size_t>(referenced_count + 1)));
+    for (int i = 0; i < referenced_count; ++i) {
+        texts[2 * i] = option_texts(referenced[i].server_options);
+        texts[2 * i + 1] = option_texts(referenced[i].identity_options);
+    }
     if (!guarded(report, [&]() -> Status {
             if (where == nullptr) where = &state.batch.emplace_back();
             auto operation = std::make_unique<keyring::Operation>();
@@ -159,6 +194,19 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
             server.dialect = place.dialect;
             server.options = as_options(server_texts, server_count);
             server.identity = as_options(identity_texts, identity_count);
+            for (const BroughtIdentity &brought : state.brought) {
+                if (brought.serial != place.brought) continue;
+                server.identity = brought.options;
+                server.brought = brought.contents;
+            }
+            for (int i = 0; i < referenced_count; ++i) {
+                kms::Server &store = server.referenced.emplace_back();
+                store.name = referenced[i].server_name;
+                store.dialect = referenced[i].dialect;
+                store.options = as_options(texts[2 * i], list_length(referenced[i].server_options));
+                store.identity =
+                    as_options(texts[2 * i + 1], list_length(referenced[i].identity_options));
+            }
             if (master_key != nullptr && master_key[0] != '\0') {
                 Status named = kms::name_master_key(server, master_key);
                 if (!named) return named;

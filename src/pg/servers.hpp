@@ -14,7 +14,8 @@ struct Place {
     char *server_name;
     List *server_options;  // of DefElem
     const kms::Dialect *dialect;
-    List *identity_options;  // of DefElem
+    List *identity_options;  // of DefElem; NIL where the session brought an identity
+    std::uint32_t brought;   // that identity's serial; 0 is none
     keyring::IdentityId identity;
 };
 

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -501,7 +502,49 @@ TEST_F(EngineTest, PresentsAClientCertificate) {
     }
 }
 
+TEST_F(EngineTest, TakesUpAClientCertificateThatWasReplaced) {
+    namespace fs = std::filesystem;
+    const fs::path dir = fs::temp_directory_path() / ("envcrypt." + std::to_string(getpid()));
+    fs::create_directory(dir);
+    const auto install = [&](const char *name) {
+        for (const char *kind : {".pem", ".key"}) {
+            // as those do who replace certificates: written beside, then renamed
+            fs::copy_file(servers->cert(std::string(name) + kind), dir / "next");
+            fs::rename(dir / "next", dir / (std::string("mine") + kind));
+        }
+    };
+    const auto request = [&] {
+        Request made = get(url("mtls", "/echo"));
+        made.transport.client_cert_file = dir / "mine.pem";
+        made.transport.client_key_file = dir / "mine.key";
+        return made;
+    };
+    install("client");
+    const std::string first = field(answer(request()), "connection");
+    EXPECT_EQ(field(answer(request()), "connection"), first);
+    install("client");
+    EXPECT_NE(field(answer(request()), "connection"), first);
+    install("other_client");
+    failure(request(), ErrorCode::misconfigured, "agree on TLS");
+    install("client");
+    EXPECT_EQ(answer(request()).status, 200);
+    fs::remove_all(dir);
+}
+
 // --- what is refused before any I/O ---
+
+TEST_F(EngineTest, SpeaksHttpToMetadataServicesAlone) {
+    for (const char *address : {"http://169.254.169.254/x", "http://169.254.170.2/x",
+                                "http://169.254.170.23/x", "http://[fd00:ec2::23]/x"}) {
+        auto started = engine_->start(get(address), milliseconds(1));
+        EXPECT_TRUE(started) << address;
+        engine_->abort();
+    }
+    for (const char *address :
+         {"http://169.254.169.253/x", "http://169.254.169.254.evil.test/x", "http://localhost/x",
+          "http://169.254.169.254@evil.test/x", "http://[fd00:ec2::24]/x"})
+        EXPECT_FALSE(engine_->start(get(address), milliseconds(1))) << address;
+}
 
 TEST_F(EngineTest, RefusesUrlsThatAreNotHttps) {
     for (const std::string &wrong :
