@@ -83,19 +83,19 @@ ALTER TABLE envcrypt.wrapped_key ENABLE ALWAYS TRIGGER changed, ENABLE ALWAYS TR
 
 ---------------------------------------------------------------- KMSs as foreign servers
 CREATE FUNCTION envcrypt.vault_validator(text[], oid) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_vault_validator' LANGUAGE C STRICT;
+    AS 'MODULE_PATHNAME', 'envcrypt_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.vault_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_vault.';
 CREATE FUNCTION envcrypt.aws_validator(text[], oid) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_aws_validator' LANGUAGE C STRICT;
+    AS 'MODULE_PATHNAME', 'envcrypt_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.aws_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_aws.';
 CREATE FUNCTION envcrypt.gcp_validator(text[], oid) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_gcp_validator' LANGUAGE C STRICT;
+    AS 'MODULE_PATHNAME', 'envcrypt_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.gcp_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_gcp.';
 CREATE FUNCTION envcrypt.azure_validator(text[], oid) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_azure_validator' LANGUAGE C STRICT;
+    AS 'MODULE_PATHNAME', 'envcrypt_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.azure_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_azure.';
 CREATE FUNCTION envcrypt.local_validator(text[], oid) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_local_validator' LANGUAGE C STRICT;
+    AS 'MODULE_PATHNAME', 'envcrypt_validator' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.local_validator(text[], oid) IS 'Checks the options of servers and user mappings of envcrypt_local.';
 
 CREATE FOREIGN DATA WRAPPER envcrypt_vault VALIDATOR envcrypt.vault_validator;

@@ -257,6 +257,7 @@ Task<Status> unwrap_key(Operation &operation) {
 Task<Status> open_keys(Operation &operation) {
     std::vector<KeyToOpen> &keys = operation.keys;
     std::vector<Ask> asks;
+    asks.reserve(keys.size());
     for (const KeyToOpen &key : keys) asks.push_back(unwrap(key));
     // a policy may let single contexts through and no batch: that is no denial of a key
     bool singly = asks.size() == 1 || operation.server.dialect->max_batch() == 1;

@@ -167,9 +167,12 @@ Error while_doing(const Server &server, std::string_view doing, Error error) {
     return error;
 }
 
-Status split_brought(const Dialect &dialect, std::map<std::string, SecretBytes, std::less<>> given,
-                     Options &plain, std::map<std::string, SecretBytes, std::less<>> &contents) {
-    for (auto &[name, value] : given) {
+Status split_brought(const Dialect &dialect,
+                     std::map<std::string, SecretBytes, std::less<>> &&given, Options &plain,
+                     std::map<std::string, SecretBytes, std::less<>> &contents) {
+    for (auto &member : given) {
+        const std::string &name = member.first;
+        SecretBytes &value = member.second;
         const auto known = dialect.options();
         const auto option = std::find_if(known.begin(), known.end(), [&](const Option &o) {
             return o.place == OptionPlace::mapping && o.name == name;

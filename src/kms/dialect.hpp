@@ -153,8 +153,9 @@ const Dialect &local_dialect();
 // What a session brings as its own identity: options of a user mapping, whose secrets and files are
 // given by their contents. Splits them; misconfigured as check_options(), and for a method that is
 // not among brought_methods().
-Status split_brought(const Dialect &dialect, std::map<std::string, SecretBytes, std::less<>> given,
-                     Options &plain, std::map<std::string, SecretBytes, std::less<>> &contents);
+Status split_brought(const Dialect &dialect,
+                     std::map<std::string, SecretBytes, std::less<>> &&given, Options &plain,
+                     std::map<std::string, SecretBytes, std::less<>> &contents);
 
 // Whether the mapping's option of that name refers to a secret.
 bool is_secret_option(const Dialect &dialect, std::string_view name);

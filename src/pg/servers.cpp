@@ -34,7 +34,22 @@ kms::Options as_options(const OptionText *texts, int count) {
     return options;
 }
 
-Datum validate(FunctionCallInfo fcinfo, const kms::Dialect &dialect) {
+}  // namespace
+
+// The validator of every wrapper: envcrypt.NAME_validator() is that of envcrypt_NAME.
+ENVCRYPT_FUNCTION(envcrypt_validator) {
+    const char *function = get_func_name(fcinfo->flinfo->fn_oid);
+    const kms::Dialect *known = nullptr;
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            constexpr std::string_view suffix = "_validator";
+            std::string_view name = function != nullptr ? function : "";
+            if (name.ends_with(suffix)) name.remove_suffix(suffix.size());
+            known = kms::find_dialect("envcrypt_" + std::string(name));
+        }))
+        raise(report);
+    if (known == nullptr) elog(ERROR, "envcrypt: a validator of no KMS");
+    const kms::Dialect &dialect = *known;
     List *options = untransformRelOptions(PG_GETARG_DATUM(0));
     const Oid catalog = PG_GETARG_OID(1);
     // an empty list, too: it may take options away, and a mapping without any is one of a local KMS
@@ -52,7 +67,6 @@ Datum validate(FunctionCallInfo fcinfo, const kms::Dialect &dialect) {
                                dialect.wrapper_name())));
     const OptionText *texts = option_texts(options);
     const int count = list_length(options);
-    ErrorReport report;
     if (!guarded(report, [&] {
             return kms::check_options(
                 dialect, on_server ? kms::OptionPlace::server : kms::OptionPlace::mapping,
@@ -61,8 +75,6 @@ Datum validate(FunctionCallInfo fcinfo, const kms::Dialect &dialect) {
         raise(report);
     PG_RETURN_VOID();
 }
-
-}  // namespace
 
 // Which version of a catalog row this is.
 static void name_version(HeapTuple tuple, std::uint32_t *version) {
@@ -180,12 +192,15 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
         const PlaceFault fault = find_place(server, GetUserId(), store);
         if (fault != PlaceFault::none) raise_place_fault(fault, server, GetUserId());
     }
-    auto **texts = static_cast<const OptionText **>(
-        palloc(sizeof(OptionText *) * 2 * static_cast<std::size_t>(referenced_count + 1)));
-    for (int i = 0; i < referenced_count; ++i) {
-        texts[2 * i] = option_texts(referenced[i].server_options);
-        texts[2 * i + 1] = option_texts(referenced[i].identity_options);
-    }
+    struct StoreTexts {
+        const OptionText *server;
+        const OptionText *identity;
+    };
+    auto *texts = static_cast<StoreTexts *>(
+        palloc(sizeof(StoreTexts) * static_cast<std::size_t>(referenced_count + 1)));
+    for (int i = 0; i < referenced_count; ++i)
+        texts[i] = {option_texts(referenced[i].server_options),
+                    option_texts(referenced[i].identity_options)};
     if (!guarded(report, [&]() -> Status {
             if (where == nullptr) where = &state.batch.emplace_back();
             auto operation = std::make_unique<keyring::Operation>();
@@ -203,9 +218,10 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
                 kms::Server &store = server.referenced.emplace_back();
                 store.name = referenced[i].server_name;
                 store.dialect = referenced[i].dialect;
-                store.options = as_options(texts[2 * i], list_length(referenced[i].server_options));
+                store.options =
+                    as_options(texts[i].server, list_length(referenced[i].server_options));
                 store.identity =
-                    as_options(texts[2 * i + 1], list_length(referenced[i].identity_options));
+                    as_options(texts[i].identity, list_length(referenced[i].identity_options));
             }
             if (master_key != nullptr && master_key[0] != '\0') {
                 Status named = kms::name_master_key(server, master_key);
@@ -248,22 +264,6 @@ void prepare_unbound_operation(const Place &place) {
 
 keyring::Operation &prepare_in_batch(const Place &place, const char *master_key) {
     return **prepare_in(nullptr, place, master_key);
-}
-
-ENVCRYPT_FUNCTION(envcrypt_vault_validator) {
-    return validate(fcinfo, kms::vault_dialect());
-}
-ENVCRYPT_FUNCTION(envcrypt_aws_validator) {
-    return validate(fcinfo, kms::aws_dialect());
-}
-ENVCRYPT_FUNCTION(envcrypt_gcp_validator) {
-    return validate(fcinfo, kms::gcp_dialect());
-}
-ENVCRYPT_FUNCTION(envcrypt_azure_validator) {
-    return validate(fcinfo, kms::azure_dialect());
-}
-ENVCRYPT_FUNCTION(envcrypt_local_validator) {
-    return validate(fcinfo, kms::local_dialect());
 }
 
 }  // namespace envcrypt::pg
