@@ -1,7 +1,7 @@
 # envcrypt
 #
 #   make, make install      the extension, for any PG_CONFIG=...
-#   make demo               installs what is missing and shows the main job    [KMS=vault|local]
+#   make demo               installs what is missing and shows the main job    [KMS=vault|aws|gcp|azure|local]
 #   make test               installs what is missing and runs every test       [ONLY=SUITE[:TEST]]
 #   make bench              measures against plaintext and pgcrypto            [ONLY=decrypt]
 #   make clean
