@@ -348,17 +348,17 @@ kms::Task<Result<Credential>> obtain_aws_keys(kms::Conversation &talk, const kms
 
 kms::Task<Result<std::string>> describe_aws_keys(kms::Conversation &talk, const kms::Server &server,
                                                  const Credential &keys) {
-    constexpr std::string_view doing = "look up the identity";
     http::Request request =
         form_request(server, kms::aws_endpoint(server, "sts", "sts_endpoint"),
                      write_form({{"Action", "GetCallerIdentity"}, {"Version", kStsVersion}}));
     kms::sign_v4(request, keys, kms::aws_region(server), "sts", talk.wall_time());
+    request.timeout = kMetadataPatience;
     Result<http::Response> response = co_await talk.exchange(std::move(request));
-    if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
-    if (response->status != 200) co_return kms::aws_error(server, doing, *response);
-    const std::string_view arn = element_text(response->body.expose_text(), "Arn");
-    if (arn.empty()) co_return kms::aws_nonsense(server, doing, "It had no Arn.");
-    co_return std::string(arn);
+    // a network may let KMS through and STS not: the keys have proven themselves there
+    std::string_view arn;
+    if (response && response->status == 200)
+        arn = element_text(response->body.expose_text(), "Arn");
+    co_return arn.empty() ? "access key " + keys.id : std::string(arn);
 }
 
 }  // namespace envcrypt::identity

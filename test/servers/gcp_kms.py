@@ -20,6 +20,7 @@ The control port speaks plain HTTP; arguments are divided by "&":
     POST /new-version?KEY         makes one and makes it the primary; answers with its number
     POST /secret?NAME&VALUE       a new version of a secret
     POST /clock-skew?SECONDS      the clock that judges JWTs, and that of the Date headers, is ahead by so much
+    POST /delay?MILLISECONDS      every answer of the KMS takes so long
     POST /fault?WHAT&N&WHERE      the next N (1) answers of WHERE are wrong; /fault?none ends that. WHAT: an HTTP
                                   status, not-json, or one of FAULTS. WHERE: a name of those counted, or kms (the
                                   default): encrypt and decrypt. A fault of FAULTS knows its place.
@@ -569,6 +570,8 @@ class Call(http.server.BaseHTTPRequestHandler):
             if self.command != "GET" and length is None:
                 self.close_connection = True
                 raise Refused(411, b"<!DOCTYPE html><p>POST requests require a Content-length header.")
+            if path.startswith("/v1/projects"):
+                time.sleep(settings.get("delay", 0))
             with lock:
                 body = self.work(path)
         except Refused as refused:
@@ -724,6 +727,9 @@ class Control(http.server.BaseHTTPRequestHandler):
 
     def post_clock_skew(self, seconds):
         settings["skew"] = int(seconds)
+
+    def post_delay(self, milliseconds):
+        settings["delay"] = int(milliseconds) / 1000
 
     def post_permit(self, principal):
         permitted.add(principal)

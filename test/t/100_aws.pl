@@ -101,6 +101,10 @@ for my $way (
 	$session->value("SELECT envcrypt.create_tenant('material', 'kms')");
 	is($session->value("SELECT master_key_version FROM envcrypt.wrapped_key JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'material'"), $material,
 		'the key material that wrapped is recorded');
+	# a network that lets KMS through, and STS not
+	$session->value("ALTER SERVER kms OPTIONS (SET sts_endpoint 'https://127.0.0.1:1')");
+	like($session->value("SELECT ok, identity FROM envcrypt.check_server('kms')"), qr/^t\|access key \w+$/, 'check_server without STS');
+	$session->value("ALTER SERVER kms OPTIONS (SET sts_endpoint '" . $aws->endpoint . "')");
 	# identities that are none
 	my $mapping = sub { $session->value("ALTER USER MAPPING FOR CURRENT_USER SERVER kms OPTIONS ($_[0])"); };
 	$mapping->("ADD profile 'wrong'");
