@@ -104,7 +104,9 @@ std::string_view version_of(std::string_view kid, std::string_view name) {
         for (char &c : *text)
             if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
     if (!start.ends_with(end)) return {};
-    return split(std::string(version) + ":") ? version : std::string_view();
+    const std::string only = std::string(version) + ":";
+    const auto parts = split(only);
+    return parts && parts->rest.empty() ? version : std::string_view();
 }
 
 crypto::Digest attested_digest(const Ask &ask, ByteView wrapped, ByteView key) {

@@ -118,6 +118,12 @@ Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms:
         wake = kms::Clock::max();
         for (Run &run : state.runs) {
             if (!run.started || run.finished) continue;
+            if (run.operation->talk.needs_others() && time >= run.deadline)
+                return Error{ErrorCode::unreachable,
+                             "timeout while waiting for a login to KMS \"" +
+                                 run.operation->server.name + "\"",
+                             "Another operation of this session was to log in for all.",
+                             {}};
             wake = std::min(wake, run.operation->talk.sleeps_until().value_or(run.deadline));
         }
         progress = Progress::waits;

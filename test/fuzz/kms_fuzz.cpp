@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "kms/dialect.hpp"
+#include "kms/reference.hpp"
+#include "kms/time.hpp"
 
 using namespace envcrypt;
 
@@ -26,6 +28,28 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     http::Response response;
     response.status = statuses[data[0] / 3 % 4];
     response.body = SecretBytes(ByteView(data + 1, size - 1));
+    const kms::Dialect *const clouds[] = {&kms::aws_dialect(), &kms::gcp_dialect(),
+                                          &kms::azure_dialect()};
+    for (const kms::Dialect *cloud : clouds) {
+        http::Response copy;
+        copy.status = response.status;
+        copy.body = response.body.copy();
+        (void)cloud->refuses_credential(copy);
+        (void)cloud->refuses_time(copy);
+        server.options["attestation_key"] = "app";
+        const Result<kms::Answer> read = cloud->read(server, ask, std::move(copy));
+        if (read && response.status != 200) std::abort();
+    }
+    http::Response batch;
+    batch.status = response.status;
+    batch.body = response.body.copy();
+    const kms::Ask asks[] = {ask, ask};
+    const auto answers = server.dialect->read_batch(server, asks, std::move(batch));
+    if (answers && answers->size() != 2) std::abort();
+    (void)kms::parse_reference(response.body.expose_text());
+    (void)kms::parse_http_date(response.body.expose_text());
+    (void)kms::parse_utc_time(response.body.expose_text());
+
     const Result<kms::Answer> answer = server.dialect->read(server, ask, std::move(response));
     if (answer && (statuses[data[0] / 3 % 4] != 200 || answer->master_key_version.empty() ||
                    answer->wrapped.empty()))

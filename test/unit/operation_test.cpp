@@ -361,6 +361,91 @@ TEST_F(OperationTest, OneOfManyLogsInForAll) {
     EXPECT_TRUE(fourth->talk.needs_file());
 }
 
+class BatchTest : public OperationTest {
+protected:
+    std::unique_ptr<Operation> batch(int keys) {
+        auto made = operation(false);
+        for (int i = 0; i < keys; ++i) {
+            KeyToOpen &key = made->keys.emplace_back();
+            key.context = kContext;
+            const std::string wrapped = "vault:v1:w" + std::to_string(i);
+            key.wrapped.assign(wrapped.begin(), wrapped.end());
+            key.commitment = commitment_;
+        }
+        made->work = open_keys(*made);
+        return made;
+    }
+    static std::string item(const char *key) {
+        return std::string(R"({"plaintext":")") + key + "\"}";
+    }
+    static Response results(int status, const std::string &items) {
+        return reply(status, R"({"data":{"batch_results":[)" + items + "]}}");
+    }
+};
+
+TEST_F(BatchTest, OpensManyKeysInOneRequest) {
+    auto op = batch(3);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(results(200, item(kKey) + "," + item(kKey) + "," + item(kKey)));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked, (Asked{"file /t", "transit/decrypt/app as token"}));
+    for (const KeyToOpen &key : op->keys) EXPECT_EQ(crypto::to_base64(key.key.expose()), kKey);
+}
+
+TEST_F(BatchTest, AnItemThatFailedIsTheErrorWhateverTheStatus) {
+    for (const int status : {200, 400}) {
+        auto op = batch(2);
+        Script script;
+        script.answers.emplace_back(std::string("token"));
+        script.answers.emplace_back(results(
+            status,
+            item(kKey) + R"(,{"plaintext":"","error":"cipher: message authentication failed"})"));
+        const Status outcome = script.run(*op);
+        ASSERT_FALSE(outcome);
+        EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+        credentials_.clear();
+    }
+}
+
+TEST_F(BatchTest, TooFewOrEmptyResultsAreNoAnswer) {
+    for (const std::string &items : {item(kKey), item(kKey) + "," + item(""), std::string()}) {
+        auto op = batch(2);
+        Script script;
+        script.answers.emplace_back(std::string("token"));
+        script.answers.emplace_back(results(200, items));
+        const Status outcome = script.run(*op);
+        ASSERT_FALSE(outcome) << items;
+        EXPECT_EQ(outcome.error().code, ErrorCode::bad_answer);
+        credentials_.clear();
+    }
+}
+
+TEST_F(BatchTest, ARefusedBatchIsTriedSingly) {
+    for (const bool forbids : {true, false}) {
+        auto op = batch(2);
+        Script script;
+        script.answers.emplace_back(std::string("token"));
+        script.answers.emplace_back(
+            forbids ? forbidden() : reply(400, R"({"errors":["request has a high complexity"]})"));
+        if (forbids) script.answers.emplace_back(std::string("token"));
+        script.answers.emplace_back(key_reply(kKey));
+        script.answers.emplace_back(key_reply(kKey));
+        EXPECT_TRUE(script.run(*op)) << forbids;
+        credentials_.clear();
+    }
+}
+
+TEST_F(BatchTest, EveryKeyIsCheckedAgainstItsCommitment) {
+    auto op = batch(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(results(200, item(kKey) + "," + item(kOther)));
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+}
+
 TEST_F(OperationTest, AWrongOrShortKeyIsCorrupt) {
     for (const char *key : {kOther, "AAEC", ""}) {
         credentials_.clear();
