@@ -229,12 +229,12 @@ COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text) IS
 
 ---------------------------------------------------------------- an identity that a session brings
 CREATE FUNCTION envcrypt.set_credential(server text, credential jsonb, session boolean DEFAULT false) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_set_credential' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+    AS 'MODULE_PATHNAME', 'envcrypt_set_credential' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.set_credential(text, jsonb, boolean) IS
     'Has this session use an identity of its own at the server, in place of the role''s user mapping: an object of the mapping''s option names, with the contents of secrets and files in place of references and paths. Until the end of the transaction, or of the session; for the current role. Never stored; pass it as a parameter, since PostgreSQL may log statements. Needs USAGE on the server and any right. Errors: HV000 options.';
 REVOKE ALL ON FUNCTION envcrypt.set_credential(text, jsonb, boolean) FROM PUBLIC;
 CREATE FUNCTION envcrypt.clear_credential(server text) RETURNS void
-    AS 'MODULE_PATHNAME', 'envcrypt_clear_credential' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+    AS 'MODULE_PATHNAME', 'envcrypt_clear_credential' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.clear_credential(text) IS
     'Forgets what set_credential() brought for the server, and every key that was opened with it.';
 REVOKE ALL ON FUNCTION envcrypt.clear_credential(text) FROM PUBLIC;
@@ -261,7 +261,7 @@ REVOKE ALL ON FUNCTION envcrypt.decrypt_envelope(text, bytea, bytea, bytea) FROM
 CREATE FUNCTION envcrypt.load_keys(VARIADIC tenants text[]) RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_load_keys' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.load_keys(text[]) IS
-    'Opens the data keys of all these tenants in this session, with up to envcrypt.kms_concurrency calls to the KMSs under way (OpenBao and Vault: 128 keys a call), and returns how many keys are open then. All that opened stays open where one fails. Errors: 42704 no such tenant, 42501 denied, 08006 unreachable, 55000 disabled, XX001 corrupt.';
+    'Opens the data keys of all these tenants in this session, with up to envcrypt.kms_concurrency calls to the KMSs under way (OpenBao and Vault: 128 keys a call), and returns how many keys are open then. What others had opened by then stays open where one fails, but not what a denied identity opened. Errors: 42704 no such tenant, 42501 denied, 08006 unreachable, 55000 disabled, XX001 corrupt.';
 REVOKE ALL ON FUNCTION envcrypt.load_keys(text[]) FROM PUBLIC;
 CREATE FUNCTION envcrypt.forget_keys() RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_forget_keys' LANGUAGE C STRICT;

@@ -129,16 +129,23 @@ struct Role {
 
 kms::Task<Result<Credential>> assume_role(kms::Conversation &talk, const kms::Server &server,
                                           const Credential &keys, Role role) {
-    http::Request request = form_request(server, kms::aws_endpoint(server, "sts", "sts_endpoint"),
-                                         write_form({{"Action", "AssumeRole"},
-                                                     {"Version", kStsVersion},
-                                                     {"RoleArn", role.arn},
-                                                     {"RoleSessionName", role.session_name},
-                                                     {"ExternalId", role.external_id}}));
-    kms::sign_v4(request, keys, kms::aws_region(server), "sts", talk.wall_time());
-    Result<http::Response> response = co_await talk.exchange(std::move(request));
-    if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-    co_return read_sts(server, talk, *response);
+    for (bool corrected = false;; corrected = true) {
+        http::Request request =
+            form_request(server, kms::aws_endpoint(server, "sts", "sts_endpoint"),
+                         write_form({{"Action", "AssumeRole"},
+                                     {"Version", kStsVersion},
+                                     {"RoleArn", role.arn},
+                                     {"RoleSessionName", role.session_name},
+                                     {"ExternalId", role.external_id}}));
+        kms::sign_v4(request, keys, kms::aws_region(server), "sts", talk.wall_time());
+        Result<http::Response> response = co_await talk.exchange(std::move(request));
+        if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
+        // a clock that is off: signed once more by that of AWS
+        const auto theirs = kms::parse_http_date(response->header("date"));
+        if (corrected || !theirs || !kms::aws_refuses_time(*response))
+            co_return read_sts(server, talk, *response);
+        talk.set_clock_offset(talk.clock_offset() + *theirs - talk.wall_time());
+    }
 }
 
 // The token file is read each time: Kubernetes replaces it.
@@ -263,8 +270,20 @@ kms::Task<Result<Credential>> from_profile(kms::Conversation &talk, const kms::S
     const auto value = [&](std::string_view key) { return files.value(profile, key); };
     const std::string role_arn(value("role_arn"));
     const std::string_view id = value("aws_access_key_id");
+    const std::string_view secret = value("aws_secret_access_key");
     const std::string source(value("source_profile"));
-    if (!role_arn.empty() && (source != profile || id.empty())) {
+    const auto keys_of_its_own = [&]() -> Result<Credential> {
+        if (!is_visible_ascii(id) || !is_visible_ascii(secret))
+            return login_error(
+                server, ErrorCode::misconfigured,
+                "Profile \"" + profile + "\" has no aws_access_key_id and aws_secret_access_key.",
+                "Check the user mapping's options profile, credentials_file and config_file.");
+        Credential keys{SecretBytes(secret)};
+        keys.id = id;
+        keys.session_token = SecretBytes(value("aws_session_token"));
+        return keys;
+    };
+    if (!role_arn.empty()) {
         Role role = role_of(server, role_arn, value("role_session_name"), value("external_id"));
         const std::string token_file(value("web_identity_token_file"));
         std::string_view credential_source = value("credential_source");
@@ -288,22 +307,15 @@ kms::Task<Result<Credential>> from_profile(kms::Conversation &talk, const kms::S
             keys = co_await from_container(talk, server);
         } else if (credential_source == "Ec2InstanceMetadata") {
             keys = co_await from_instance(talk, server);
+        } else if (source == profile) {
+            keys = keys_of_its_own();
         } else if (!source.empty() && sources < kMaxSources) {
             keys = co_await from_profile(talk, server, files, source, sources + 1);
         }
         if (!keys) co_return keys;
         co_return co_await assume_role(talk, server, *keys, std::move(role));
     }
-    const std::string_view secret = value("aws_secret_access_key");
-    if (!is_visible_ascii(id) || !is_visible_ascii(secret))
-        co_return login_error(
-            server, ErrorCode::misconfigured,
-            "Profile \"" + profile + "\" has no aws_access_key_id and aws_secret_access_key.",
-            "Check the user mapping's options profile, credentials_file and config_file.");
-    Credential keys{SecretBytes(secret)};
-    keys.id = id;
-    keys.session_token = SecretBytes(value("aws_session_token"));
-    co_return keys;
+    co_return keys_of_its_own();
 }
 
 kms::Task<Result<Credential>> from_files(kms::Conversation &talk, const kms::Server &server) {

@@ -62,6 +62,8 @@ Task<Result<Taken>> take_credential(Operation &operation) {
     if (obtained) {
         Taken taken{obtained->copy(), false};
         all.keep(id, std::move(*obtained), operation.talk.now());
+        if (const identity::Credential *now_kept = all.find(id, operation.talk.now()))
+            taken.credential.serial = now_kept->serial;
         co_return taken;
     }
     const identity::Credential *kept = all.find(id, operation.talk.now());
@@ -82,11 +84,14 @@ Task<Result<http::Response>> call(Operation &operation, const Build &build, cons
     const kms::Server &server = operation.server;
     Credentials &credentials = *operation.credentials;
     bool corrected = false;
+    operation.talk.set_clock_offset(credentials.clock_offset(operation.identity));
     for (;;) {
         Result<Taken> taken = co_await take_credential(operation);
+        // a login may have found out
+        if (operation.talk.clock_offset() != 0)
+            credentials.set_clock_offset(operation.identity, operation.talk.clock_offset());
         if (!taken) co_return std::move(taken.error());
-        const std::int64_t time =
-            operation.talk.wall_time() + credentials.clock_offset(operation.identity);
+        const std::int64_t time = operation.talk.wall_time();
         std::optional<http::Request> request = build(taken->credential, time);
         if (!request) co_return http::Response{};
         Result<http::Response> response = co_await operation.talk.exchange(std::move(*request));
@@ -95,14 +100,15 @@ Task<Result<http::Response>> call(Operation &operation, const Build &build, cons
         if (!corrected && server.dialect->refuses_time(*response)) {
             const auto theirs = kms::parse_http_date(response->header("date"));
             if (theirs) {
-                credentials.set_clock_offset(operation.identity,
-                                             *theirs - operation.talk.wall_time());
+                operation.talk.set_clock_offset(operation.talk.clock_offset() + *theirs -
+                                                operation.talk.wall_time());
+                credentials.set_clock_offset(operation.identity, operation.talk.clock_offset());
                 corrected = true;
                 continue;
             }
         }
         if (server.dialect->refuses_credential(*response)) {
-            credentials.forget(operation.identity);
+            credentials.forget(operation.identity, taken->credential.serial);
             if (taken->kept) continue;
         }
         co_return response;
@@ -219,9 +225,21 @@ void Credentials::keep(const IdentityId &id, identity::Credential credential, km
     std::erase_if(kept_, [&](const auto &kept) {
         return kept.second.expires <= now ||
                // an older version of the same mapping and server
-               (kept.first[0] == id[0] && kept.first[4] == id[4]);
+               (kept.first[0] == id[0] && kept.first[4] == id[4] && kept.first[4] != kNoMapping);
     });
+    credential.serial = ++last_serial_;
     if (now < credential.expires) kept_.insert_or_assign(id, std::move(credential));
+}
+
+void Credentials::forget(const IdentityId &id, std::uint64_t serial) {
+    const auto found = kept_.find(id);
+    if (found != kept_.end() && found->second.serial == serial) kept_.erase(found);
+}
+
+void Credentials::forget_mapping(std::uint32_t mapping, std::uint32_t version) {
+    std::erase_if(kept_, [&](const auto &kept) {
+        return kept.first[4] == mapping && kept.first[5] == version;
+    });
 }
 
 void Credentials::postpone_renewal(const IdentityId &id, kms::Clock until) {

@@ -19,6 +19,8 @@ namespace envcrypt::keyring {
 // Names a user mapping and its server as they were at one moment; any change of either makes
 // another. [0] and [4] are their OIDs, the others say which version.
 using IdentityId = std::array<std::uint32_t, 8>;
+// In place of a mapping's OID: an identity that the session brought, [5] says which.
+inline constexpr std::uint32_t kNoMapping = 0xffffffff;
 
 // Credentials in use, by identity. A forgotten or expired one is obtained anew when needed.
 class Credentials {
@@ -29,6 +31,9 @@ public:
     // One that could not be renewed serves on, and is not tried again before that time.
     void postpone_renewal(const IdentityId &id, kms::Clock until);
     void forget(const IdentityId &id) { kept_.erase(id); }
+    // Only that one: another may have been obtained since it was refused.
+    void forget(const IdentityId &id, std::uint64_t serial);
+    void forget_mapping(std::uint32_t mapping, std::uint32_t version);
     void clear() {
         kept_.clear();
         clock_offsets_.clear();
@@ -56,6 +61,7 @@ public:
     }
 
 private:
+    std::uint64_t last_serial_ = 0;
     std::map<IdentityId, identity::Credential> kept_;
     std::set<IdentityId> obtaining_;
     std::map<IdentityId, std::int64_t> clock_offsets_;

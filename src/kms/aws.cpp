@@ -83,7 +83,20 @@ constexpr Meaning kMeanings[] = {
     {"RequestExpired", ErrorCode::denied, kCredentialHint},
     {"ThrottlingException", ErrorCode::throttled,
      "The account's request quota is used up; AWS raises it on request."},
+    {"InvalidIdentityToken", ErrorCode::denied,
+     "STS refuses the web identity token: check its issuer, its audience and the role's trust."},
+    {"IDPRejectedClaim", ErrorCode::denied,
+     "The identity provider refuses the web identity token: it may have ended."},
     {"Throttling", ErrorCode::throttled, ""},
+    {"ThrottledException", ErrorCode::throttled, ""},
+    {"RequestThrottled", ErrorCode::throttled, ""},
+    {"RequestThrottledException", ErrorCode::throttled, ""},
+    {"RequestLimitExceeded", ErrorCode::throttled, ""},
+    {"SlowDown", ErrorCode::throttled, ""},
+    {"IDPCommunicationError", ErrorCode::unreachable, ""},
+    {"RequestTimeout", ErrorCode::unreachable, ""},
+    {"RequestTimeoutException", ErrorCode::unreachable, ""},
+    {"PriorRequestNotComplete", ErrorCode::unreachable, ""},
     {"TooManyRequestsException", ErrorCode::throttled, ""},
     {"LimitExceededException", ErrorCode::throttled, ""},
     {"KMSInternalException", ErrorCode::unreachable, ""},
@@ -225,6 +238,17 @@ public:
     Status check_complete(const Server &server) const override {
         if (server.option("master_key").empty())
             return missing_option(server, on_server, "master_key");
+        // what is signed is the path /
+        for (const char *endpoint : {"endpoint", "sts_endpoint", "secrets_endpoint"}) {
+            const std::string_view url = server.option(endpoint);
+            const std::size_t slash = url.find('/', std::string_view("https://").size());
+            if (!url.empty() && slash != std::string_view::npos && slash + 1 < url.size())
+                return Error{
+                    ErrorCode::misconfigured,
+                    std::string(endpoint) + " of KMS \"" + server.name + "\" cannot be used",
+                    {},
+                    "AWS's endpoints have no path: https://host or https://host:port."};
+        }
         if (aws_region(server).empty()) return missing_option(server, on_server, "region");
         const std::string_view auth = server.identity_option("auth");
         if (auth.empty()) return missing_option(server, on_mapping, "auth");

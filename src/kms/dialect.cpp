@@ -173,6 +173,12 @@ Status split_brought(const Dialect &dialect,
     for (auto &member : given) {
         const std::string &name = member.first;
         SecretBytes &value = member.second;
+        // with another mount, the server's own client certificate could be what logs in
+        if (name == "auth_mount")
+            return Error{ErrorCode::misconfigured,
+                         "a session cannot choose the mount that it logs in at",
+                         {},
+                         "Leave auth_mount out: it is the name of the method."};
         const auto known = dialect.options();
         const auto option = std::find_if(known.begin(), known.end(), [&](const Option &o) {
             return o.place == OptionPlace::mapping && o.name == name;

@@ -70,12 +70,13 @@ struct Credential {
     Clock expires = Clock::max();  // a credential of no known end is kept until it is refused
     // From when on a new one is sought, while this one still serves.
     Clock renew_from = Clock::max();
+    std::uint64_t serial = 0;        // of one that is kept
     bool renewable = false;          // Vault: its lease can be lengthened
     std::string id = {};             // AWS: the access key id
     SecretBytes session_token = {};  // AWS: of temporary credentials
 
     Credential copy() const {
-        return {secret.copy(), expires, renew_from, renewable, id, session_token.copy()};
+        return {secret.copy(), expires, renew_from, serial, renewable, id, session_token.copy()};
     }
 };
 

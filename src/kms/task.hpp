@@ -116,7 +116,11 @@ public:
     // The most that each exchange from here on may take; 0: whatever the operation has left.
     void set_patience(Clock patience) { patience_ = patience; }
     // Seconds since 1970 by the clock on the wall, which signatures and tokens go by.
-    std::int64_t wall_time() const { return wall_time_; }
+    std::int64_t wall_time() const { return wall_time_ + clock_offset_; }
+    // By how many seconds the clock on the wall is behind that of the KMS, where that was found
+    // out.
+    std::int64_t clock_offset() const { return clock_offset_; }
+    void set_clock_offset(std::int64_t seconds) { clock_offset_ = seconds; }
 
     // The driver's side. What the operation waits for; taking it leaves nothing.
     bool needs_exchange() const { return std::holds_alternative<http::Request>(need_); }
@@ -170,6 +174,7 @@ private:
     Clock deadline_ = Clock::max();
     Clock patience_{};
     std::int64_t wall_time_ = 0;
+    std::int64_t clock_offset_ = 0;
 };
 
 }  // namespace envcrypt::kms

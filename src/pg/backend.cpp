@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+#include <algorithm>
+
 namespace envcrypt::pg {
 
 std::uint64_t epoch = 1;
@@ -76,6 +78,14 @@ void end_brought(Backend &state, bool committed) {
     (void)guarded(ignored, [&] {
         forget_brought(state, [&](const BroughtIdentity &identity) {
             return !identity.for_session || (!committed && identity.nest_level > 0);
+        });
+        // of those that are left for one server and role, the last is the one
+        forget_brought(state, [&](const BroughtIdentity &identity) {
+            return std::any_of(
+                state.brought.begin(), state.brought.end(), [&](const BroughtIdentity &other) {
+                    return other.server == identity.server && other.role == identity.role &&
+                           other.serial > identity.serial;
+                });
         });
         for (BroughtIdentity &identity : state.brought) identity.nest_level = 0;
     });

@@ -18,10 +18,6 @@
 
 namespace envcrypt::pg {
 
-// In an IdentityId in place of a mapping's OID: an identity that the session brought, [5] says
-// which.
-inline constexpr std::uint32_t kBroughtIdentity = 0xffffffff;
-
 // A key made in the transaction under way.
 struct UncommittedKey {
     std::uint64_t key_id;
@@ -108,13 +104,17 @@ extern KeyTables watched_tables;
 // opened as them. A C++ frame.
 template <class Condition>
 void forget_brought(Backend &state, Condition condition) {
-    std::erase_if(state.brought, [&](const BroughtIdentity &identity) {
-        if (!condition(identity)) return false;
-        state.cache.drop_mapping(kBroughtIdentity, identity.serial);
-        state.credentials.clear();
+    // the condition may look at all of them
+    std::vector<std::uint32_t> gone;
+    for (const BroughtIdentity &identity : state.brought)
+        if (condition(identity)) gone.push_back(identity.serial);
+    for (const std::uint32_t serial : gone) {
+        state.cache.drop_mapping(keyring::kNoMapping, serial);
+        state.credentials.forget_mapping(keyring::kNoMapping, serial);
+        std::erase_if(state.brought,
+                      [&](const BroughtIdentity &other) { return other.serial == serial; });
         ++epoch;
-        return true;
-    });
+    }
 }
 
 // Drives all of `backend().runs` to their end, up to `setting_kms_concurrency` of them at once,

@@ -60,7 +60,12 @@ Oid usable_server(const char *name, const kms::Dialect *&dialect) {
 
 // set_credential(server, credential, session)
 ENVCRYPT_FUNCTION(envcrypt_set_credential) {
+    refuse_maintenance();
     require_right(fcinfo->flinfo);
+    for (int i = 0; i < 3; ++i)
+        if (PG_ARGISNULL(i))
+            ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+                            errmsg("no argument of set_credential() may be NULL")));
     const char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
     Jsonb *credential = PG_GETARG_JSONB_P(1);
     const bool for_session = PG_GETARG_BOOL(2);
@@ -84,14 +89,21 @@ ENVCRYPT_FUNCTION(envcrypt_set_credential) {
             Status legal = kms::split_brought(*dialect, std::move(all), brought.options, *contents);
             if (!legal) return legal;
             brought.contents = std::move(contents);
+            // one of before this (sub)transaction is only hidden: a rollback brings it back
             forget_brought(state, [&](const BroughtIdentity &other) {
-                return other.server == server && other.role == role;
+                return other.server == server && other.role == role &&
+                       other.nest_level == nest_level && (for_session || !other.for_session);
             });
             state.brought.push_back(std::move(brought));
             ++epoch;
             return Unit{};
         }))
         raise(report);
+    if (!for_session && !IsTransactionBlock())
+        ereport(
+            WARNING,
+            (errmsg("the credential for KMS \"%s\" ends with this statement", name),
+             errhint("BEGIN a transaction before, or bring it for the session: session => true.")));
     // a plan made before may have parallel workers, who lack the credential
     ResetPlanCache();
     PG_RETURN_VOID();
@@ -99,6 +111,9 @@ ENVCRYPT_FUNCTION(envcrypt_set_credential) {
 
 // clear_credential(server)
 ENVCRYPT_FUNCTION(envcrypt_clear_credential) {
+    if (PG_ARGISNULL(0))
+        ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+                        errmsg("the server of clear_credential() must not be NULL")));
     const char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
     const Oid server = get_foreign_server_oid(name, true);
     if (!OidIsValid(server)) raise_place_fault(PlaceFault::no_server, name, GetUserId());

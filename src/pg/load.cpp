@@ -3,6 +3,7 @@
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 #include "pg/resolve.hpp"
+#include "pg/rights.hpp"
 #include "pg/servers.hpp"
 
 namespace envcrypt::pg {
@@ -47,9 +48,14 @@ bool add_key(const KeyRow &key, Filling &filling) {
 }
 
 // Takes what has been opened into the cache. A C++ frame.
-void keep_opened(Backend &state) {
+void keep_opened(Backend &state, bool was_denied) {
+    std::optional<keyring::IdentityId> denied;
+    for (const Run &run : state.runs)
+        if (was_denied && run.finished && !run.succeeded) denied = run.operation->identity;
     for (Run &run : state.runs) {
         if (!run.succeeded) continue;
+        // whoever was denied meanwhile keeps nothing
+        if (denied && run.operation->identity == *denied) continue;
         for (keyring::KeyToOpen &key : run.operation->keys) {
             const keyring::KeyRef ref{run.operation->identity, key.key_id};
             state.cache.put(ref, std::move(key.tenant), run.operation->server.name,
@@ -65,6 +71,8 @@ void keep_opened(Backend &state) {
 
 // load_keys(tenants text[])
 ENVCRYPT_FUNCTION(envcrypt_load_keys) {
+    refuse_maintenance();
+    require_right(fcinfo->flinfo);
     Datum *tenants;
     bool *nulls;
     int count;
@@ -119,7 +127,7 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
         ErrorReport kept;
         if (!guarded(kept, [&] {
                 if (!ok) state.engine->abort();
-                keep_opened(state);
+                keep_opened(state, !ok && report.code == ErrorCode::denied);
             }))
             raise(kept);
         if (!ok) raise(report);

@@ -76,6 +76,18 @@ ENVCRYPT_FUNCTION(envcrypt_validator) {
     PG_RETURN_VOID();
 }
 
+// The server that a secret is read from, by a mapping's option; "" where it refers to none.
+static void name_store(const Place &place, const OptionText &option, char (&server)[NAMEDATALEN]) {
+    ErrorReport report;
+    server[0] = '\0';
+    if (!guarded(report, [&] {
+            const auto reference = kms::parse_reference(option.value);
+            if (reference && kms::is_secret_option(*place.dialect, option.name))
+                copy_text(server, reference->server);
+        }))
+        raise(report);
+}
+
 // Which version of a catalog row this is.
 static void name_version(HeapTuple tuple, std::uint32_t *version) {
     version[0] = HeapTupleHeaderGetRawXmin(tuple->t_data);
@@ -83,7 +95,25 @@ static void name_version(HeapTuple tuple, std::uint32_t *version) {
     version[2] = ItemPointerGetOffsetNumberNoCheck(&tuple->t_self);
 }
 
-PlaceFault find_place(const char *name, Oid role, Place &place) {
+// The secret that logs in comes from the role's own identity at another server: with another of
+// those, or another version, it is another identity here.
+static void mix_stores(Place &place, Oid role) {
+    const OptionText *texts = option_texts(place.identity_options);
+    const int count = list_length(place.identity_options);
+    for (int i = 0; i < count; ++i) {
+        char server[NAMEDATALEN];
+        name_store(place, texts[i], server);
+        if (server[0] == '\0') continue;
+        Place store{};
+        const PlaceFault fault = find_place(server, role, store, true);
+        std::uint64_t mixed = 0xcbf29ce484222325u ^ static_cast<std::uint64_t>(fault);
+        for (const std::uint32_t part : store.identity) mixed = (mixed ^ part) * 0x100000001b3u;
+        place.identity[6] ^= static_cast<std::uint32_t>(mixed >> 32);
+        place.identity[7] ^= static_cast<std::uint32_t>(mixed);
+    }
+}
+
+PlaceFault find_place(const char *name, Oid role, Place &place, bool is_store) {
     const Oid server = get_foreign_server_oid(name, true);
     if (!OidIsValid(server)) return PlaceFault::no_server;
     // the options and their version from one and the same row
@@ -108,10 +138,12 @@ PlaceFault find_place(const char *name, Oid role, Place &place) {
     place.brought = 0;
     place.identity_options = NIL;
     if (const Backend *state = backend_if_any()) {
-        for (const BroughtIdentity &brought : state->brought) {
+        // the last one hides those before
+        for (auto at = state->brought.rbegin(); at != state->brought.rend(); ++at) {
+            const BroughtIdentity &brought = *at;
             if (brought.server != server || brought.role != role) continue;
             place.brought = brought.serial;
-            place.identity[4] = kBroughtIdentity;
+            place.identity[4] = keyring::kNoMapping;
             place.identity[5] = brought.serial;
             place.identity[6] = place.identity[7] = 0;
             return PlaceFault::none;
@@ -129,6 +161,7 @@ PlaceFault find_place(const char *name, Oid role, Place &place) {
     place.identity[4] = reinterpret_cast<Form_pg_user_mapping>(GETSTRUCT(mapping))->oid;
     name_version(mapping, &place.identity[5]);
     ReleaseSysCache(mapping);
+    if (!is_store) mix_stores(place, role);
     return PlaceFault::none;
 }
 
@@ -180,16 +213,11 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
     auto *referenced = static_cast<Place *>(palloc(sizeof(Place) * (identity_count + 1)));
     int referenced_count = 0;
     for (int i = 0; i < identity_count; ++i) {
-        char server[NAMEDATALEN] = "";
-        if (!guarded(report, [&] {
-                const auto reference = kms::parse_reference(identity_texts[i].value);
-                if (reference && kms::is_secret_option(*place.dialect, identity_texts[i].name))
-                    copy_text(server, reference->server);
-            }))
-            raise(report);
+        char server[NAMEDATALEN];
+        name_store(place, identity_texts[i], server);
         if (server[0] == '\0') continue;
         Place &store = referenced[referenced_count++];
-        const PlaceFault fault = find_place(server, GetUserId(), store);
+        const PlaceFault fault = find_place(server, GetUserId(), store, true);
         if (fault != PlaceFault::none) raise_place_fault(fault, server, GetUserId());
     }
     struct StoreTexts {
@@ -222,6 +250,11 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
                     as_options(texts[i].server, list_length(referenced[i].server_options));
                 store.identity =
                     as_options(texts[i].identity, list_length(referenced[i].identity_options));
+                for (const BroughtIdentity &brought : state.brought) {
+                    if (brought.serial != referenced[i].brought) continue;
+                    store.identity = brought.options;
+                    store.brought = brought.contents;
+                }
             }
             if (master_key != nullptr && master_key[0] != '\0') {
                 Status named = kms::name_master_key(server, master_key);

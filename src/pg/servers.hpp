@@ -22,8 +22,8 @@ struct Place {
 enum class PlaceFault { none, no_server, other_wrapper, no_usage, no_mapping };
 
 // Looks a server up and checks that `role` may use it: USAGE, and a user mapping of its own or
-// PUBLIC's.
-PlaceFault find_place(const char *server, Oid role, Place &place);
+// PUBLIC's. `is_store`: for a secret that another server's mapping refers to.
+PlaceFault find_place(const char *server, Oid role, Place &place, bool is_store = false);
 // Raises what a fault means, with its remedy.
 [[noreturn]] void raise_place_fault(PlaceFault fault, const char *server, Oid role);
 

@@ -67,13 +67,18 @@ bool move(Backend &state, Run &run, kms::Clock time) {
     }
 }
 
-enum class Progress { done, waits };
+enum class Progress { done, waits, moved };
 
 // Moves the operations on until all are done or one has failed, or all have to wait; `wake` is then
 // when the first of them sleeps no longer. Of those not begun, begins as many as may run at once. A
 // C++ frame.
 Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms::Clock &wake) {
-    for (;;) {
+    constexpr int passes = 16;  // then whoever waits for a cancel may hear it
+    for (int pass = 0;; ++pass) {
+        if (pass == passes) {
+            progress = Progress::moved;
+            return Unit{};
+        }
         const kms::Clock time = now();
         bool moved = false;
         std::size_t running = 0;
@@ -179,6 +184,10 @@ bool run_operations(ErrorReport &report) {
                                wake);
             });
             if (!ok || progress == Progress::done) break;
+            if (progress == Progress::moved) {
+                CHECK_FOR_INTERRUPTS();
+                continue;
+            }
             const long remaining = static_cast<long>((wake - now()).count());
             const int events = WaitLatchOrSocket(
                 MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

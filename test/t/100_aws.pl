@@ -95,6 +95,12 @@ for my $way (
 	works($session, $decrypt, "t\nplaintext", 'a clock that is ahead');
 	$aws->control('date?0');
 	works($session, $decrypt, "t\nplaintext", 'a clock that is right again');
+	# and where a role is assumed first
+	$session->value("ALTER USER MAPPING FOR CURRENT_USER SERVER kms OPTIONS (ADD role_arn '" . $aws->role_arn . "')");
+	$aws->control('date?3600');
+	works($session, $decrypt, "t\nplaintext", 'a clock that is behind, met by STS first');
+	$aws->control('date?0');
+	$session->value("ALTER USER MAPPING FOR CURRENT_USER SERVER kms OPTIONS (DROP role_arn)");
 	# the key's material is recorded where AWS names it
 	my $material = 'ab' x 32;
 	$aws->control("material?$material");
@@ -118,7 +124,8 @@ for my $way (
 	$mapping->("SET profile 'nobody'");
 	fails_with($session, $decrypt, { state => 'HV000', detail => 'Profile "nobody" has no aws_access_key_id and aws_secret_access_key.' }, 'no such profile');
 	$mapping->('DROP profile');
-	for my $case ([ "SET master_key 'alias/none'" => '42501' ], [ "SET master_key 'arn:aws:kms:nowhere'" => '42501' ],
+	for my $case ([ "SET endpoint 'https://127.0.0.1/path'" => 'HV000' ],
+		[ "SET endpoint '" . $aws->endpoint . "', SET master_key 'alias/none'" => '42501' ], [ "SET master_key 'arn:aws:kms:nowhere'" => '42501' ],
 		[ "SET master_key 'alias/app', SET region 'nowhere-1'" => '08006' ])
 	{
 		$session->value("ALTER SERVER kms OPTIONS ($case->[0])");

@@ -53,6 +53,21 @@ $app->value($set->(1));
 $app->value('DISCARD ALL');
 fails_with($app, $decrypt, {%no_identity}, 'or the session is given to somebody else');
 
+# one for the transaction hides one for the session, and a rollback brings it back
+my $wrong = "SELECT envcrypt.set_credential('kms', '{\"auth\": \"token\", \"token\": \"s.wrong\"}'";
+$app->value($set->(1));
+fails_with($app, "BEGIN; $wrong); $decrypt", { state => '42501', message => qr/^could not unwrap/ }, 'one for the transaction goes before one for the session');
+$app->value('ROLLBACK');
+works($app, $decrypt, 'plaintext 1', 'which serves again after it');
+$app->value("BEGIN; SAVEPOINT s; $wrong, true); ROLLBACK TO s; COMMIT");
+works($app, $decrypt, 'plaintext 1', 'and after a savepoint that brought another');
+$app->value("BEGIN; $wrong, true); COMMIT");
+fails_with($app, $decrypt, { state => '42501', message => qr/^could not unwrap/ }, 'another one for the session takes its place');
+$app->value("SELECT envcrypt.clear_credential('kms')");
+fails_with($app, $decrypt, {%no_identity}, 'and clearing leaves none');
+fails_with($app, "SELECT envcrypt.set_credential('kms', NULL)", { state => '22004' }, 'NULL is no credential');
+fails_with($app, "SELECT envcrypt.clear_credential(NULL)", { state => '22004' }, 'and no server');
+
 # --- whom it serves
 my $other = Envcrypt::Session->new($node, role => 'other');
 $other->value($set->(1));
@@ -88,7 +103,8 @@ for my $case (
 	[ 'gcp', '{"auth": "metadata"}', 'that of the machine' ], [ 'gcp', '{"auth": "external_account", "credentials_file": "{}"}', 'a file that names files' ],
 	[ 'azure', '{"auth": "managed_identity"}', 'a managed identity' ], [ 'kms', '{"auth": "cert", "role": "x"}', "the server's certificate" ],
 	[ 'local', '{}', 'a KMS without identities' ], [ 'kms', '{}', 'nothing' ], [ 'kms', '{"auth": "token", "nothing": "x"}', 'an unknown option' ],
-	[ 'kms', '{"auth": "token", "token": "x", "auth_mount": "../x"}', 'a value that is none' ])
+	[ 'kms', '{"auth": "token", "token": ""}', 'a value that is none' ],
+	[ 'kms', '{"auth": "approle", "auth_mount": "cert", "role_id": "x", "secret_id": "y"}', "a mount, where the server's certificate could log in" ])
 {
 	my ($server, $credential, $name) = @$case;
 	fails_with($app, $bring->($server, $credential), { state => 'HV000', hint => qr/./ }, "what a session may not bring: $name");
