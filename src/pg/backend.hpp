@@ -57,6 +57,8 @@ struct Backend {
     bool connections_stale = false;        // they were made under options that changed
     std::unique_ptr<keyring::Operation> operation;
     std::vector<std::unique_ptr<keyring::Operation>> batch;  // load_keys()
+    // Those of `batch` that more keys may join, by identity and master key.
+    std::map<std::pair<keyring::IdentityId, std::string>, keyring::Operation *> batch_filling;
     std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
     std::vector<BroughtIdentity> brought;

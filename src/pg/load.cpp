@@ -10,32 +10,32 @@ namespace envcrypt::pg {
 
 namespace {
 
-// The operation that the next key may join.
-struct Filling {
-    keyring::Operation *operation = nullptr;
-    const char *master_key = nullptr;
-};
-
 // Adds the key to what is to be opened. True unless it is open already.
-bool add_key(const KeyRow &key, Filling &filling) {
+bool add_key(const KeyRow &key) {
     Backend &state = backend();
     Place place;
     const WrappedKeyRow *row = find_usable_place(key, place);
     const keyring::KeyRef ref{place.identity, key.key_id};
     ErrorReport report;
     bool is_open = false;
-    bool joins = false;
+    keyring::Operation *operation = nullptr;
     if (!guarded(report, [&] {
             is_open = state.cache.find(ref) != nullptr;
-            joins = filling.operation != nullptr && filling.operation->identity == place.identity &&
-                    filling.operation->keys.size() < place.dialect->max_batch();
+            const auto found =
+                state.batch_filling.find(std::pair(place.identity, std::string(row->master_key)));
+            if (found != state.batch_filling.end() &&
+                found->second->keys.size() < place.dialect->max_batch())
+                operation = found->second;
         }))
         raise(report);
     if (is_open) return false;
-    if (!joins || strcmp(filling.master_key, row->master_key) != 0)
-        filling = {&prepare_in_batch(place, row->master_key), row->master_key};
+    const bool begins = operation == nullptr;
+    if (begins) operation = &prepare_in_batch(place, row->master_key);
     if (!guarded(report, [&] {
-            keyring::KeyToOpen &wanted = filling.operation->keys.emplace_back();
+            if (begins)
+                state.batch_filling.insert_or_assign(
+                    std::pair(place.identity, std::string(row->master_key)), operation);
+            keyring::KeyToOpen &wanted = operation->keys.emplace_back();
             wanted.key_id = key.key_id;
             wanted.tenant = key.tenant;
             wanted.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
@@ -53,10 +53,11 @@ void keep_opened(Backend &state, bool was_denied) {
     for (const Run &run : state.runs)
         if (was_denied && run.finished && !run.succeeded) denied = run.operation->identity;
     for (Run &run : state.runs) {
-        if (!run.succeeded) continue;
+        if (!run.finished) continue;
         // whoever was denied meanwhile keeps nothing
         if (denied && run.operation->identity == *denied) continue;
         for (keyring::KeyToOpen &key : run.operation->keys) {
+            if (key.key.empty()) continue;
             const keyring::KeyRef ref{run.operation->identity, key.key_id};
             state.cache.put(ref, std::move(key.tenant), run.operation->server.name,
                             std::move(key.key), now(), std::chrono::seconds(setting_cache_ttl),
@@ -65,6 +66,7 @@ void keep_opened(Backend &state, bool was_denied) {
     }
     state.runs.clear();
     state.batch.clear();
+    state.batch_filling.clear();
 }
 
 }  // namespace
@@ -84,6 +86,7 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
     if (!guarded(report, [&] {
             state.runs.clear();
             state.batch.clear();
+            state.batch_filling.clear();
         }))
         raise(report);
 
@@ -96,7 +99,6 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
     }
     qsort(names, count, sizeof(char *), pg_qsort_strcmp);
 
-    Filling filling;
     int keys = 0;
     int to_open = 0;
     for (int i = 0; i < count; ++i) {
@@ -112,7 +114,7 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
         ListCell *cell;
         foreach (cell, find_data_keys(tenant)) {
             ++keys;
-            if (add_key(*static_cast<KeyRow *>(lfirst(cell)), filling)) ++to_open;
+            if (add_key(*static_cast<KeyRow *>(lfirst(cell)))) ++to_open;
         }
     }
     if (to_open > 0) {

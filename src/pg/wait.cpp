@@ -4,6 +4,8 @@
 
 #include <time.h>
 
+#include <span>
+
 namespace envcrypt::pg {
 
 namespace {
@@ -44,6 +46,10 @@ bool move(Backend &state, Run &run, kms::Clock time) {
         if (!run.started) run.deadline = time + kms::Clock(setting_kms_timeout);
         set_times(operation, time, run.deadline);
         kms::Conversation &talk = operation.talk;
+        if (talk.takes_beginning()) {
+            run.deadline = time + kms::Clock(setting_kms_timeout);
+            talk.set_deadline(run.deadline);
+        }
         if (!run.started) {
             run.started = true;
             operation.work.start();
@@ -69,10 +75,18 @@ bool move(Backend &state, Run &run, kms::Clock time) {
 
 enum class Progress { done, waits, moved };
 
+// The runs under way: those before `first` are done, those not begun come last.
+std::span<Run> under_way(Backend &state, std::size_t first) {
+    std::size_t end = first;
+    while (end < state.runs.size() && state.runs[end].started) ++end;
+    return std::span(state.runs).subspan(first, end - first);
+}
+
 // Moves the operations on until all are done or one has failed, or all have to wait; `wake` is then
-// when the first of them sleeps no longer. Of those not begun, begins as many as may run at once. A
-// C++ frame.
-Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms::Clock &wake) {
+// when the first of them sleeps no longer. Of those not begun, begins as many as may run at once.
+// `first` is the first that is not done. A C++ frame.
+Status advance(Backend &state, std::size_t concurrency, std::size_t &first, Progress &progress,
+               kms::Clock &wake) {
     constexpr int passes = 16;  // then whoever waits for a cancel may hear it
     for (int pass = 0;; ++pass) {
         if (pass == passes) {
@@ -82,12 +96,9 @@ Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms:
         const kms::Clock time = now();
         bool moved = false;
         std::size_t running = 0;
-        std::size_t done = 0;
-        for (Run &run : state.runs) {
-            if (run.finished) {
-                ++done;
-                continue;
-            }
+        while (first < state.runs.size() && state.runs[first].finished) ++first;
+        for (Run &run : std::span(state.runs).subspan(first)) {
+            if (run.finished) continue;
             if (running == concurrency) break;
             ++running;
             if (move(state, run, time)) moved = true;
@@ -98,13 +109,13 @@ Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms:
             if (!status) return status;
             run.succeeded = true;
         }
-        if (done == state.runs.size()) {
+        if (running == 0) {
             progress = Progress::done;
             return Unit{};
         }
         Status stepped = state.engine->step();
         while (auto finished = state.engine->take_finished()) {
-            for (Run &run : state.runs) {
+            for (Run &run : under_way(state, first)) {
                 if (run.transfer != finished->id) continue;
                 run.transfer = 0;
                 set_times(*run.operation, now(), run.deadline);
@@ -114,15 +125,14 @@ Status advance(Backend &state, std::size_t concurrency, Progress &progress, kms:
             }
         }
         if (moved) {
-            for (Run &run : state.runs)
-                if (run.started && !run.finished && run.operation->talk.needs_others())
-                    run.operation->talk.wake();
+            for (Run &run : under_way(state, first))
+                if (!run.finished && run.operation->talk.needs_others()) run.operation->talk.wake();
             continue;
         }
         if (!stepped) return stepped;
         wake = kms::Clock::max();
-        for (Run &run : state.runs) {
-            if (!run.started || run.finished) continue;
+        for (Run &run : under_way(state, first)) {
+            if (run.finished) continue;
             if (run.operation->talk.needs_others() && time >= run.deadline)
                 return Error{ErrorCode::unreachable,
                              "timeout while waiting for a login to KMS \"" +
@@ -158,6 +168,7 @@ void abandon(Backend &state) {
         state.engine->abort();
         state.runs.clear();
         state.batch.clear();
+        state.batch_filling.clear();
         state.operation.reset();
     });
 }
@@ -169,9 +180,16 @@ bool run_operations(ErrorReport &report) {
     bool ok = true;
 
     make_engine(state);
-    // a connection for each of many
-    const int descriptors = Min(static_cast<int>(state.runs.size()), setting_kms_concurrency) - 1;
-    for (int i = 0; i < descriptors; ++i) ReserveExternalFD();
+    // a connection and a resolver for each of many, as far as there are descriptors
+    const int wanted = Min(static_cast<int>(state.runs.size()), setting_kms_concurrency);
+    int concurrency = 1;
+    for (; concurrency < wanted && AcquireExternalFD(); ++concurrency) {
+        if (AcquireExternalFD()) continue;
+        ReleaseExternalFD();
+        break;
+    }
+    const int descriptors = 2 * (concurrency - 1);
+    std::size_t first = 0;
     PG_TRY();
     {
         if (state.connections_stale) state.engine->close_connections();
@@ -180,8 +198,7 @@ bool run_operations(ErrorReport &report) {
             Progress progress = Progress::done;
             kms::Clock wake{};
             ok = guarded(report, [&] {
-                return advance(state, static_cast<std::size_t>(setting_kms_concurrency), progress,
-                               wake);
+                return advance(state, static_cast<std::size_t>(concurrency), first, progress, wake);
             });
             if (!ok || progress == Progress::done) break;
             if (progress == Progress::moved) {
