@@ -71,7 +71,14 @@ kms::Task<Result<Credential>> from_instance(kms::Conversation &talk, const kms::
     request.headers.push_back({"Metadata", SecretBytes("true")});
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-    co_return read_token(server, talk, std::move(*response));
+    // while the metadata service is being updated: it says to try again
+    const bool is_away = response->status == 404 || response->status == 410;
+    Result<Credential> token = read_token(server, talk, std::move(*response));
+    if (!token && is_away) {
+        token.error().code = ErrorCode::unreachable;
+        token.error().hint = "The instance metadata service is being updated, or is not there.";
+    }
+    co_return token;
 }
 
 }  // namespace

@@ -78,9 +78,8 @@ using Build = std::function<std::optional<http::Request>(const identity::Credent
                                                          std::int64_t time)>;
 
 // One request, with a credential that is obtained where there is none, and once more where the KMS
-// refuses the one kept. `retry_after`: what the KMS asked for.
-Task<Result<http::Response>> call(Operation &operation, const Build &build, const char *doing,
-                                  kms::Clock &retry_after) {
+// refuses the one kept.
+Task<Result<http::Response>> call(Operation &operation, const Build &build, const char *doing) {
     const kms::Server &server = operation.server;
     Credentials &credentials = *operation.credentials;
     bool corrected = false;
@@ -96,7 +95,6 @@ Task<Result<http::Response>> call(Operation &operation, const Build &build, cons
         if (!request) co_return http::Response{};
         Result<http::Response> response = co_await operation.talk.exchange(std::move(*request));
         if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
-        retry_after = parse_retry_after(response->header("retry-after"));
         if (!corrected && server.dialect->refuses_time(*response)) {
             const auto theirs = kms::parse_http_date(response->header("date"));
             if (theirs) {
@@ -116,7 +114,7 @@ Task<Result<http::Response>> call(Operation &operation, const Build &build, cons
 }
 
 // One question, in as many requests as it takes.
-Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_after) {
+Task<Result<Answer>> put_once(Operation &operation, Ask ask) {
     const kms::Server &server = operation.server;
     std::optional<Result<Answer>> direct;
     const Build build = [&](const identity::Credential &credential, std::int64_t time) {
@@ -129,8 +127,7 @@ Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_a
     };
     Answer so_far;
     for (;;) {
-        Result<http::Response> response =
-            co_await call(operation, build, kms::doing(ask.verb), retry_after);
+        Result<http::Response> response = co_await call(operation, build, kms::doing(ask.verb));
         if (!response) co_return std::move(response.error());
         if (direct) co_return std::move(*direct);
         Result<Answer> answer = server.dialect->read(server, ask, std::move(*response));
@@ -141,12 +138,11 @@ Task<Result<Answer>> put_once(Operation &operation, Ask ask, kms::Clock &retry_a
 }
 
 // Waits as the retry policy says. False where another attempt is not due.
-Task<bool> wait_to_retry(kms::Conversation &talk, ErrorCode code, int attempt,
-                         kms::Clock retry_after) {
+Task<bool> wait_to_retry(kms::Conversation &talk, ErrorCode code, int attempt) {
     std::uint8_t byte;
     crypto::random_bytes({&byte, 1});
-    const auto delay =
-        retry_delay(code, attempt, retry_after, talk.deadline() - talk.now(), byte / 256.0);
+    const auto delay = retry_delay(code, attempt, parse_retry_after(talk.retry_after()),
+                                   talk.deadline() - talk.now(), byte / 256.0);
     if (!delay) co_return false;
     co_await talk.sleep_until(talk.now() + *delay);
     co_return true;
@@ -155,35 +151,81 @@ Task<bool> wait_to_retry(kms::Conversation &talk, ErrorCode code, int attempt,
 // The same, tried again by the policy of retry.hpp.
 Task<Result<Answer>> put(Operation &operation, Ask ask) {
     for (int attempt = 1;; ++attempt) {
-        kms::Clock retry_after{};
-        Result<Answer> answer = co_await put_once(operation, ask, retry_after);
+        Result<Answer> answer = co_await put_once(operation, ask);
         if (answer) co_return answer;
-        const bool again =
-            co_await wait_to_retry(operation.talk, answer.error().code, attempt, retry_after);
+        const bool again = co_await wait_to_retry(operation.talk, answer.error().code, attempt);
         if (!again) co_return answer;
     }
 }
 
-using Answers = std::vector<Result<Answer>>;
+// In the order of the asks; nothing where one was not put because another had failed.
+using Answers = std::vector<std::optional<Result<Answer>>>;
 
-// Many unwraps in one request, tried again likewise.
-Task<Result<Answers>> put_batch(Operation &operation, const std::vector<Ask> &asks) {
+bool is_retried(ErrorCode code) {
+    return code == ErrorCode::unreachable || code == ErrorCode::throttled;
+}
+
+// Puts some of the asks in one request, once. The error is of the request as a whole.
+Task<Status> put_batch_once(Operation &operation, const std::vector<Ask> &asks,
+                            const std::vector<std::size_t> &which, Answers &answers) {
     const kms::Server &server = operation.server;
+    std::vector<Ask> some;
+    for (const std::size_t i : which) some.push_back(asks[i]);
     const Build build = [&](const identity::Credential &credential, std::int64_t) {
-        return std::optional(server.dialect->ask_batch(server, asks, credential));
+        return std::optional(server.dialect->ask_batch(server, some, credential));
     };
-    for (int attempt = 1;; ++attempt) {
-        kms::Clock retry_after{};
-        Result<http::Response> response =
-            co_await call(operation, build, kms::doing(Verb::unwrap), retry_after);
-        Result<Answers> answers =
-            response ? server.dialect->read_batch(server, asks, std::move(*response))
-                     : Result<Answers>(std::move(response.error()));
-        if (answers) co_return answers;
-        const bool again =
-            co_await wait_to_retry(operation.talk, answers.error().code, attempt, retry_after);
-        if (!again) co_return answers;
+    Result<http::Response> response =
+        co_await call(operation, build, kms::doing(some.front().verb));
+    if (!response) co_return std::move(response.error());
+    auto read = server.dialect->read_batch(server, some, std::move(*response));
+    if (!read) co_return std::move(read.error());
+    for (std::size_t i = 0; i < which.size(); ++i) answers[which[i]] = std::move((*read)[i]);
+    co_return Unit{};
+}
+
+// Puts many asks of one verb, in as few requests as the KMS takes, and again what was unreachable
+// or throttled, by the policy of retry.hpp. A batch that is refused as a whole is put in halves,
+// and in the end singly: it may be too much for one request, or a policy lets single contexts
+// through and no batch, which is no denial of a key. Singly, each is an operation with a time of
+// its own, and the first that fails is the last.
+Task<Answers> put_all(Operation &operation, const std::vector<Ask> &asks) {
+    Answers answers(asks.size());
+    std::size_t size = operation.server.dialect->max_batch();
+    std::vector<std::size_t> left;
+    for (std::size_t i = 0; i < asks.size(); ++i) left.push_back(i);
+    for (int attempt = 1; !left.empty(); ++attempt) {
+        std::vector<std::size_t> again;
+        for (std::size_t begin = 0; begin < left.size();) {
+            const std::size_t count = std::min(size, left.size() - begin);
+            const auto from = left.begin() + static_cast<std::ptrdiff_t>(begin);
+            const std::vector<std::size_t> part(from, from + static_cast<std::ptrdiff_t>(count));
+            if (count == 1) {
+                std::optional<Result<Answer>> &answer = answers[part[0]];
+                answer = co_await put(operation, asks[part[0]]);
+                if (!*answer) co_return answers;
+                operation.talk.begin_anew();
+                ++begin;
+                continue;
+            }
+            Status put = co_await put_batch_once(operation, asks, part, answers);
+            if (!put && (put.error().code == ErrorCode::denied ||
+                         put.error().code == ErrorCode::misconfigured)) {
+                size = put.error().code == ErrorCode::denied ? 1 : count / 2;
+                continue;
+            }
+            for (const std::size_t i : part) {
+                if (!put) answers[i] = Result<Answer>(Error(put.error()));
+                if (!*answers[i] && is_retried(answers[i]->error().code)) again.push_back(i);
+            }
+            begin += count;
+        }
+        left = std::move(again);
+        if (left.empty()) break;
+        const bool due =
+            co_await wait_to_retry(operation.talk, answers[left.front()]->error().code, attempt);
+        if (!due) break;
     }
+    co_return answers;
 }
 
 Ask unwrap(const Operation &operation, std::string context) {
@@ -237,14 +279,24 @@ void Credentials::forget(const IdentityId &id, std::uint64_t serial) {
 }
 
 void Credentials::forget_mapping(std::uint32_t mapping, std::uint32_t version) {
-    std::erase_if(kept_, [&](const auto &kept) {
+    const auto names_it = [&](const auto &kept) {
         return kept.first[4] == mapping && kept.first[5] == version;
-    });
+    };
+    std::erase_if(kept_, names_it);
+    std::erase_if(clock_offsets_, names_it);
 }
 
 void Credentials::postpone_renewal(const IdentityId &id, kms::Clock until) {
     const auto found = kept_.find(id);
     if (found != kept_.end()) found->second.renew_from = until;
+}
+
+void Credentials::set_clock_offset(const IdentityId &id, std::int64_t seconds) {
+    // of an older version of the same mapping and server
+    std::erase_if(clock_offsets_, [&](const auto &kept) {
+        return kept.first[0] == id[0] && kept.first[4] == id[4] && kept.first[4] != kNoMapping;
+    });
+    clock_offsets_.insert_or_assign(id, seconds);
 }
 
 std::int64_t Credentials::clock_offset(const IdentityId &id) const {
@@ -277,31 +329,100 @@ Task<Status> open_keys(Operation &operation) {
     std::vector<Ask> asks;
     asks.reserve(keys.size());
     for (const KeyToOpen &key : keys) asks.push_back(unwrap(key));
-    // a policy may let single contexts through and no batch: that is no denial of a key
-    bool singly = asks.size() == 1 || operation.server.dialect->max_batch() == 1;
-    if (!singly) {
-        Result<Answers> answers = co_await put_batch(operation, asks);
-        if (answers) {
-            for (std::size_t i = 0; i < keys.size(); ++i) {
-                Result<Answer> &answer = (*answers)[i];
-                if (!answer) co_return std::move(answer.error());
-                keys[i].key = std::move(answer->key);
-            }
-        } else if (answers.error().code == ErrorCode::denied ||
-                   answers.error().code == ErrorCode::misconfigured) {
-            singly = true;
-        } else {
-            co_return std::move(answers.error());
-        }
-    }
+    Answers answers = co_await put_all(operation, asks);
+    Status outcome = Unit{};
     for (std::size_t i = 0; i < keys.size(); ++i) {
-        if (singly) {
-            Result<Answer> answer = co_await put(operation, asks[i]);
-            if (!answer) co_return std::move(answer.error());
-            keys[i].key = std::move(answer->key);
+        if (!answers[i]) continue;
+        Status opened = Unit{};
+        if (!*answers[i])
+            opened = std::move(answers[i]->error());
+        else
+            opened = check_key(operation.server, keys[i].context, keys[i].commitment,
+                               (*answers[i])->key);
+        if (opened)
+            keys[i].key = std::move((*answers[i])->key);
+        else if (outcome)
+            outcome = std::move(opened);
+    }
+    co_return outcome;
+}
+
+namespace {
+
+// Unwraps and wraps again, for a KMS that does not rewrap.
+Task<Answers> wrap_again(Operation &operation, const std::vector<KeyToOpen *> &keys) {
+    std::vector<Ask> asks;
+    for (const KeyToOpen *key : keys) asks.push_back(unwrap(*key));
+    Answers answers = co_await put_all(operation, asks);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        if (!answers[i] || !*answers[i]) continue;
+        const SecretBytes key = std::move((*answers[i])->key);
+        Status checked = check_key(operation.server, keys[i]->context, keys[i]->commitment, key);
+        if (!checked) {
+            answers[i] = Result<Answer>(std::move(checked.error()));
+            continue;
         }
+        Ask wrap;
+        wrap.verb = Verb::wrap;
+        wrap.context = keys[i]->context;
+        wrap.key = &key;
+        operation.talk.begin_anew();
+        answers[i] = co_await put(operation, std::move(wrap));
+    }
+    co_return answers;
+}
+
+// The first error among the answers.
+const Error *first_error(const Answers &answers) {
+    for (const auto &answer : answers)
+        if (answer && !*answer) return &answer->error();
+    return nullptr;
+}
+
+}  // namespace
+
+Task<Status> rewrap_keys(Operation &operation) {
+    const kms::Dialect &dialect = *operation.server.dialect;
+    Answer newest;
+    if (dialect.describes()) {
+        Ask ask;
+        ask.verb = Verb::describe;
+        Result<Answer> described = co_await put(operation, std::move(ask));
+        // whoever may not ask rewraps all
+        if (described) newest = std::move(*described);
+        operation.talk.begin_anew();
+    }
+    std::vector<KeyToOpen *> keys;
+    for (KeyToOpen &key : operation.keys)
+        if (newest.master_key_version.empty() || key.master_key != newest.master_key ||
+            key.master_key_version != newest.master_key_version)
+            keys.push_back(&key);
+
+    std::vector<Ask> asks;
+    for (const KeyToOpen *key : keys) {
+        asks.push_back(unwrap(*key));
+        asks.back().verb = Verb::rewrap;
+        asks.back().source_key = key->master_key;
+    }
+    Answers made;
+    if (dialect.rewraps())
+        made = co_await put_all(operation, asks);
+    else
+        made = co_await wrap_again(operation, keys);
+    if (const Error *error = first_error(made)) co_return Error(*error);
+
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        keys[i]->made = std::move(**made[i]);
+        asks[i] = unwrap(*keys[i]);
+        asks[i].wrapped = keys[i]->made.wrapped;
+        asks[i].attestation = keys[i]->made.attestation;
+    }
+    operation.talk.begin_anew();
+    const Answers opened = co_await put_all(operation, asks);
+    if (const Error *error = first_error(opened)) co_return Error(*error);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
         Status checked =
-            check_key(operation.server, keys[i].context, keys[i].commitment, keys[i].key);
+            check_key(operation.server, keys[i]->context, keys[i]->commitment, (*opened[i])->key);
         if (!checked) co_return checked;
     }
     co_return Unit{};

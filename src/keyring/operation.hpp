@@ -56,9 +56,7 @@ public:
 
     // By how many seconds this host's clock is behind the KMS's, where that mattered.
     std::int64_t clock_offset(const IdentityId &id) const;
-    void set_clock_offset(const IdentityId &id, std::int64_t seconds) {
-        clock_offsets_.insert_or_assign(id, seconds);
-    }
+    void set_clock_offset(const IdentityId &id, std::int64_t seconds);
 
 private:
     std::uint64_t last_serial_ = 0;
@@ -67,7 +65,7 @@ private:
     std::map<IdentityId, std::int64_t> clock_offsets_;
 };
 
-// One of the keys that open_keys() opens.
+// One of the keys that open_keys() opens or rewrap_keys() rewraps.
 struct KeyToOpen {
     std::uint64_t key_id = 0;
     std::string tenant;
@@ -75,7 +73,10 @@ struct KeyToOpen {
     Bytes wrapped;
     Bytes attestation;
     crypto::Digest commitment{};
-    SecretBytes key;  // what came of it
+    std::string master_key;          // rewrap_keys: what wrapped it
+    std::string master_key_version;  // likewise
+    SecretBytes key;                 // open_keys: what came of it
+    kms::Answer made;                // rewrap_keys: likewise; no bytes where it was newest already
 };
 
 struct Operation {
@@ -87,7 +88,7 @@ struct Operation {
     Bytes attestation;            // open_key, verify_key: what came with it
     crypto::Digest commitment{};  // open_key, verify_key
     Credentials *credentials = nullptr;
-    std::vector<KeyToOpen> keys;  // open_keys: all wrapped by the server's master key
+    std::vector<KeyToOpen> keys;  // open_keys, rewrap_keys: all wrapped by the server's master key
 
     // What came of it.
     SecretBytes key;            // open_key, make_key
@@ -105,8 +106,13 @@ kms::Task<Status> open_key(Operation &operation);
 kms::Task<Status> unwrap_key(Operation &operation);
 
 // Unwraps all of `keys` and checks each, in one request where the KMS takes so many. Fails with the
-// first of them that does.
+// first of them that does; those that were opened nevertheless have their `key`.
 kms::Task<Status> open_keys(Operation &operation);
+
+// Wraps all of `keys` under the newest version of the server's master key, inside the KMS where it
+// can, and unwraps and checks each of what came of it: only then is it fit to be kept. Those that
+// are known to be under the newest version are left as they are. Fails with the first that does.
+kms::Task<Status> rewrap_keys(Operation &operation);
 
 // Has a data key made and wrapped under `context`.
 kms::Task<Status> make_key(Operation &operation);

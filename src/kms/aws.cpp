@@ -59,8 +59,8 @@ struct Meaning {
     const char *hint;
 };
 constexpr const char *kPolicyHint =
-    "The identity needs kms:GenerateDataKey, kms:Encrypt and kms:Decrypt on the master key, in its "
-    "IAM policy or the key's.";
+    "The identity needs kms:GenerateDataKey, kms:Encrypt and kms:Decrypt on the master key, and to "
+    "rewrap kms:ReEncryptFrom and kms:ReEncryptTo, in its IAM policy or the key's.";
 constexpr const char *kCredentialHint =
     "Check what the user mapping's options name, and the clock of the database host.";
 constexpr Meaning kMeanings[] = {
@@ -142,8 +142,8 @@ std::string_view arn_field(std::string_view arn, int n) {
 
 // The master key as it is called in the server's region: of a multi-region key, a replica opens
 // what the primary wrapped, and the ARNs differ in the region alone.
-std::string key_for_region(const Server &server) {
-    std::string key(server.option("master_key"));
+std::string key_for_region(const Server &server, std::string_view named) {
+    std::string key(named);
     const std::string_view region = arn_field(key, 3);
     if (!is_arn(key) || !arn_field(key, 5).starts_with("key/mrk-") || region == aws_region(server))
         return key;
@@ -152,10 +152,10 @@ std::string key_for_region(const Server &server) {
 }
 
 // The names that doc/kms.md gives to the three parts of C.
-void add_context(JsonWriter &json, std::string_view context) {
+void add_context(JsonWriter &json, const char *member, std::string_view context) {
     if (context.empty()) return;
     constexpr const char *names[] = {"envcrypt-purpose", "envcrypt-key", "envcrypt-tenant"};
-    json.open("EncryptionContext");
+    json.open(member);
     context.remove_prefix(context.find('\0') + 1);
     for (const char *its_name : names) {
         const std::size_t end = std::min(context.find('\0'), context.size());
@@ -171,12 +171,18 @@ public:
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
     std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
+    bool rewraps() const override { return true; }
+    bool describes() const override { return true; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
                                                     const Credential &credential) const override {
         JsonWriter json;
-        json.add("KeyId", key_for_region(server));
-        add_context(json, ask.context);
+        const std::string key = key_for_region(server, server.option("master_key"));
+        const bool rewraps = ask.verb == Verb::rewrap;
+        json.add(rewraps ? "DestinationKeyId" : "KeyId", key);
+        if (ask.verb != Verb::describe)
+            add_context(json, rewraps ? "DestinationEncryptionContext" : "EncryptionContext",
+                        ask.context);
         const char *target = "TrentService.Decrypt";
         switch (ask.verb) {
             case Verb::make_data_key:
@@ -190,6 +196,15 @@ public:
             case Verb::unwrap:
                 json.add("CiphertextBlob", crypto::to_base64(ask.wrapped));
                 break;
+            case Verb::rewrap:
+                target = "TrentService.ReEncrypt";
+                json.add("CiphertextBlob", crypto::to_base64(ask.wrapped));
+                json.add("SourceKeyId", key_for_region(server, ask.source_key));
+                add_context(json, "SourceEncryptionContext", ask.context);
+                break;
+            case Verb::describe:
+                target = "TrentService.DescribeKey";
+                break;
         }
         return aws_request(server, "kms", "endpoint", target, json.finish(), credential, ask.time);
     }
@@ -200,12 +215,22 @@ public:
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return aws_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
         Answer answer;
+        if (ask.verb == Verb::describe) {
+            const auto arn = json->text({"KeyMetadata", "Arn"});
+            if (!arn || arn->empty())
+                return aws_nonsense(server, doing(ask.verb), "It had no KeyMetadata.Arn.");
+            answer.master_key = *arn;
+            answer.master_key_version =
+                json->text({"KeyMetadata", "CurrentKeyMaterialId"}).value_or("");
+            return answer;
+        }
         const auto key_id = json->text({"KeyId"});
         if (!key_id || key_id->empty())
             return aws_nonsense(server, doing(ask.verb), "It had no KeyId.");
         answer.master_key = *key_id;
         // recorded where sent: older endpoints do not
-        if (const auto material = json->text({"KeyMaterialId"}))
+        if (const auto material = json->text(
+                {ask.verb == Verb::rewrap ? "DestinationKeyMaterialId" : "KeyMaterialId"}))
             answer.master_key_version = *material;
         if (ask.verb == Verb::unwrap) {
             answer.wrapped.assign(ask.wrapped.begin(), ask.wrapped.end());
@@ -217,7 +242,7 @@ public:
                 return aws_nonsense(server, doing(ask.verb), "It had no CiphertextBlob in base64.");
             answer.wrapped.assign(wrapped->expose().begin(), wrapped->expose().end());
         }
-        if (ask.verb != Verb::wrap) {
+        if (ask.verb == Verb::make_data_key || ask.verb == Verb::unwrap) {
             const auto plaintext = json->text({"Plaintext"});
             std::optional<SecretBytes> key;
             if (plaintext) key = crypto::from_base64_secret(*plaintext);

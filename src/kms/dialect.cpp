@@ -155,6 +155,10 @@ const char *doing(Verb verb) {
             return "make a data key";
         case Verb::wrap:
             return "wrap a key";
+        case Verb::rewrap:
+            return "rewrap a key";
+        case Verb::describe:
+            return "ask for the newest version of the master key";
         case Verb::unwrap:
             break;
     }

@@ -81,13 +81,20 @@ struct Credential {
 };
 
 struct Answer;
-enum class Verb { make_data_key, wrap, unwrap };
+enum class Verb {
+    make_data_key,
+    wrap,
+    unwrap,
+    rewrap,  // what is wrapped, under the newest version of the server's master key, inside the KMS
+    describe,  // the master key: its name and newest version
+};
 struct Ask {
     Verb verb = Verb::unwrap;
     std::string context;               // C of the key: see crypto/keys.hpp
     const SecretBytes *key = nullptr;  // to be wrapped
-    ByteView wrapped;                  // to be unwrapped
+    ByteView wrapped;                  // to be unwrapped or rewrapped
     ByteView attestation;              // that came with it
+    std::string source_key = {};       // rewrap: the master key that wrapped it
     std::int64_t time = 0;             // seconds since 1970, as the KMS sees it
     // What the requests before this one came to, of a KMS that needs several for one verb.
     const Answer *so_far = nullptr;
@@ -98,7 +105,7 @@ const char *doing(Verb verb);
 
 struct Answer {
     SecretBytes key;         // made or unwrapped
-    Bytes wrapped;           // made or wrapped
+    Bytes wrapped;           // made, wrapped or rewrapped
     std::string master_key;  // as the KMS names it
     std::string master_key_version;
     Bytes attestation;  // where the wrapping does not bind by itself
@@ -116,6 +123,10 @@ public:
     virtual std::span<const char *const> brought_methods() const = 0;
     // Whether it makes data keys itself; else a key of ours is wrapped.
     virtual bool makes_data_keys() const { return true; }
+    // Whether it rewraps; else a key is unwrapped and wrapped again.
+    virtual bool rewraps() const { return false; }
+    // Whether it tells the newest version of a master key.
+    virtual bool describes() const { return false; }
 
     // The request to be sent, or the answer itself from a KMS that is no service.
     virtual std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
@@ -123,9 +134,9 @@ public:
     // Reads what came back for `ask`. Errors by the table of error classes in doc/kms.md.
     virtual Result<Answer> read(const Server &server, const Ask &ask,
                                 http::Response response) const = 0;
-    // How many keys one request unwraps; the two functions below only where it is more than one.
-    // All asks name the same master key. The answers come in the order of the asks, each or its
-    // error.
+    // How many keys one request unwraps or rewraps; the two functions below only where it is more
+    // than one. All asks are of one of these verbs and name the same master key. The answers come
+    // in the order of the asks, each or its error.
     virtual std::size_t max_batch() const { return 1; }
     virtual http::Request ask_batch(const Server &server, std::span<const Ask> asks,
                                     const Credential &credential) const;

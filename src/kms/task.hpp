@@ -7,6 +7,8 @@
 #include <coroutine>
 #include <exception>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 
@@ -113,6 +115,10 @@ public:
     Clock now() const { return now_; }
     // When the driver gives up: nothing that ends later is worth starting.
     Clock deadline() const { return deadline_; }
+    // What follows is an operation of its own, with as much time as this one had.
+    void begin_anew() { begins_anew_ = true; }
+    // The header Retry-After of the last answer; empty where it had none.
+    std::string_view retry_after() const { return retry_after_; }
     // The most that each exchange from here on may take; 0: whatever the operation has left.
     void set_patience(Clock patience) { patience_ = patience; }
     // Seconds since 1970 by the clock on the wall, which signatures and tokens go by.
@@ -137,9 +143,13 @@ public:
     FileRequest take_file() { return std::get<FileRequest>(std::exchange(need_, Nothing{})); }
     void set_now(Clock now) { now_ = now; }
     void set_deadline(Clock deadline) { deadline_ = deadline; }
+    bool takes_beginning() { return std::exchange(begins_anew_, false); }
     void set_wall_time(std::int64_t seconds) { wall_time_ = seconds; }
     // Goes on with the operation. The type must be that of what it needs.
-    void answer(Result<http::Response> response) { resume(std::move(response)); }
+    void answer(Result<http::Response> response) {
+        retry_after_ = response ? std::string(response->header("retry-after")) : std::string();
+        resume(std::move(response));
+    }
     void answer(Result<SecretBytes> contents) { resume(std::move(contents)); }
     void wake() {
         need_ = Nothing{};
@@ -175,6 +185,8 @@ private:
     Clock patience_{};
     std::int64_t wall_time_ = 0;
     std::int64_t clock_offset_ = 0;
+    bool begins_anew_ = false;
+    std::string retry_after_;
 };
 
 }  // namespace envcrypt::kms

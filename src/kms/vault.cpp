@@ -95,7 +95,8 @@ const char *hint_for_status(int status) {
         case 403:
             return "Check the policy of the role that the user mapping logs in as: it needs update "
                    "on "
-                   "MOUNT/datakey/plaintext/MASTER_KEY and MOUNT/decrypt/MASTER_KEY.";
+                   "MOUNT/datakey/plaintext/MASTER_KEY and MOUNT/decrypt/MASTER_KEY, and to rewrap "
+                   "on MOUNT/rewrap/MASTER_KEY.";
         case 404:
             return "Check the server's options endpoint and mount.";
         case 429:
@@ -113,6 +114,7 @@ public:
     std::span<const Option> options() const override { return kOptions; }
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
     std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
+    bool rewraps() const override { return true; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
                                                     const Credential &credential) const override {
@@ -132,9 +134,14 @@ public:
                 body = write_json({{"context", context}, {"plaintext", key.expose_text()}});
                 break;
             }
+            case Verb::rewrap:
+                operation = "rewrap";
+                [[fallthrough]];
             case Verb::unwrap:
                 body = write_json({{"context", context}, {"ciphertext", as_text(ask.wrapped)}});
                 break;
+            case Verb::describe:
+                break;  // never asked: describes() is false
         }
         std::string path = std::string(mount(server)) + "/" + operation + "/" +
                            std::string(server.option("master_key"));
@@ -162,7 +169,7 @@ public:
         if (!version)
             return vault_nonsense(server, doing(ask.verb), "Its ciphertext was not vault:vN:....");
         answer.master_key_version = std::move(*version);
-        if (ask.verb != Verb::wrap) {
+        if (ask.verb == Verb::make_data_key || ask.verb == Verb::unwrap) {
             const auto plaintext = json->text({"data", "plaintext"});
             std::optional<SecretBytes> key;
             if (plaintext) key = crypto::from_base64_secret(*plaintext);
@@ -187,15 +194,17 @@ public:
                 .add("context", crypto::to_base64(as_bytes(ask.context)))
                 .close();
         json.close();
-        const std::string path =
-            std::string(mount(server)) + "/decrypt/" + std::string(server.option("master_key"));
+        const std::string path = std::string(mount(server)) +
+                                 (asks.front().verb == Verb::rewrap ? "/rewrap/" : "/decrypt/") +
+                                 std::string(server.option("master_key"));
         return vault_request(server, "POST", path, &credential.secret, json.finish());
     }
 
     Result<std::vector<Result<Answer>>> read_batch(const Server &server, std::span<const Ask> asks,
                                                    http::Response response) const override {
-        // 400 says that an item failed, and which is said by the items
+        // 400 says that an item failed, and which is said by the items; a rewrap says 200 even then
         const int status = response.status;
+        const Verb verb = asks.front().verb;
         http::Response copy;
         copy.status = status;
         copy.body = response.body.copy();
@@ -203,27 +212,36 @@ public:
         if (status == 200 || status == 400) json = Json::parse(std::move(response.body));
         const Json::Path results = {"data", "batch_results"};
         if (!json || json->length(results) != asks.size()) {
-            if (status != 200) return vault_error(server, doing(Verb::unwrap), std::move(copy));
-            return vault_nonsense(server, doing(Verb::unwrap), "It had no data.batch_results.");
+            if (status != 200) return vault_error(server, doing(verb), std::move(copy));
+            return vault_nonsense(server, doing(verb), "It had no data.batch_results.");
         }
         std::vector<Result<Answer>> answers;
         for (std::size_t i = 0; i < asks.size(); ++i) {
             const auto error = json->element_text(results, i, "error");
-            const auto plaintext = json->element_text(results, i, "plaintext");
             if (error && !error->empty()) {
-                answers.emplace_back(item_error(server, *error));
+                answers.emplace_back(item_error(server, verb, *error));
                 continue;
             }
-            std::optional<SecretBytes> key;
-            if (plaintext && !plaintext->empty()) key = crypto::from_base64_secret(*plaintext);
-            if (!key)
-                return vault_nonsense(server, doing(Verb::unwrap),
-                                      "An item had no plaintext in base64.");
             Answer answer;
-            answer.key = std::move(*key);
-            answer.wrapped.assign(asks[i].wrapped.begin(), asks[i].wrapped.end());
             answer.master_key = server.option("master_key");
-            answer.master_key_version = key_version(as_text(asks[i].wrapped)).value_or("");
+            std::string_view wrapped = as_text(asks[i].wrapped);
+            if (verb == Verb::rewrap) {
+                wrapped = json->element_text(results, i, "ciphertext").value_or("");
+            } else {
+                const auto plaintext = json->element_text(results, i, "plaintext");
+                std::optional<SecretBytes> key;
+                if (plaintext && !plaintext->empty()) key = crypto::from_base64_secret(*plaintext);
+                if (!key)
+                    return vault_nonsense(server, doing(verb),
+                                          "An item had no plaintext in base64.");
+                answer.key = std::move(*key);
+            }
+            std::optional<std::string> version = key_version(wrapped);
+            if (!version && verb == Verb::rewrap)
+                return vault_nonsense(server, doing(verb),
+                                      "An item's ciphertext was not vault:vN:....");
+            answer.wrapped.assign(wrapped.begin(), wrapped.end());
+            answer.master_key_version = version.value_or("");
             answers.emplace_back(std::move(answer));
         }
         return answers;
@@ -255,12 +273,11 @@ public:
     }
 
 private:
-    static Error item_error(const Server &server, std::string_view said) {
-        Error error{
-            ErrorCode::misconfigured,
-            std::string("could not ") + doing(Verb::unwrap) + " with KMS \"" + server.name + "\"",
-            "The KMS refused an item of a batch.",
-            {}};
+    static Error item_error(const Server &server, Verb verb, std::string_view said) {
+        Error error{ErrorCode::misconfigured,
+                    std::string("could not ") + doing(verb) + " with KMS \"" + server.name + "\"",
+                    "The KMS refused an item of a batch.",
+                    {}};
         explain(error, said, "The KMS refused an item of a batch");
         return error;
     }

@@ -265,6 +265,24 @@ fails_with($app, 'SELECT envcrypt.forget_keys(); ' . $decrypt_one, { state => 'X
 	message => 'could not unwrap a key with KMS "kms"', hint => qr/altered, or belongs to another tenant or master key/ },
 	'another master key of the same name opens nothing');
 
+# --- rewrapping: every key under the newest version, in batches and alone, and never another key than it was
+$bao->policy('rewrap', 'transit/datakey/plaintext/many', 'transit/decrypt/many', 'transit/rewrap/many');
+$bao->run('write', '-f', 'transit/keys/many', 'derived=true');
+my @at_bao = ('endpoint=' . $bao->url, 'ca_file=' . $bao->ca_file, 'master_key=many', '--', 'auth=token');
+my $rewrap_token = 'token=file:' . $bao->token_file('rewrap', 'rewrap');
+for my $keys (1, 128)
+{
+	my $newest = $keys == 1 ? 2 : 3;
+	is(rewrapped([ 'envcrypt_vault', $keys, @at_bao, $rewrap_token ], sub { $bao->run('write', '-f', 'transit/keys/many/rotate'); }),
+		($newest - 1 . " $newest rewrapped\n") x $keys . 'requests 2', "$keys rewrapped in one request and opened in another");
+}
+$bao->policy('clerk', 'transit/datakey/plaintext/many', 'transit/decrypt/many');
+like(rewrapped([ 'envcrypt_vault', 2, @at_bao, "token=file:$clerk_token" ], sub { }),
+	qr/^failed: could not rewrap a key with KMS "kms" .* HTTP 403.* rewrap on MOUNT/, 'a policy without rewrap denies it');
+like(rewrapped([ 'envcrypt_vault', 2, @at_bao, $rewrap_token ],
+	sub { $bao->run('write', '-f', 'transit/keys/many/rotate'); $bao->run('write', 'transit/keys/many/config', 'min_decryption_version=4'); }),
+	qr/^failed: could not rewrap a key .*too old/, 'a version that is excluded is not rewrapped');
+
 # --- the KMS is gone
 $bao->stop;
 fails_with($dba, $new_tenant, { state => '08006', message => qr/^could not make a data key with KMS "kms": could not connect to 127\.0\.0\.1:\d+$/, hint => qr/endpoint/ },

@@ -134,5 +134,16 @@ for my $way (
 	$session->value("ALTER SERVER kms OPTIONS (SET master_key 'alias/app', SET region '" . $aws->region . "')");
 	works($session, $decrypt, "t\nplaintext", 'all is well again');
 }
+
+# rewrapping, inside KMS; where it names the key's material, what is under the newest is left alone
+my @at_aws = ('envcrypt_aws', 3, (map { "$_=$server{$_}" } sort keys %server), '--', 'auth=profile',
+	map { "$_=$files{$_}" } sort keys %files);
+$aws->control('material?');
+is(rewrapped(\@at_aws, sub { }), "  rewrapped\n" x 3 . 'requests 7', 'asked for the newest, rewrapped and opened');
+my ($first, $second) = map { $_ x 32 } 'ab', 'cd';
+$aws->control("material?$first");
+is(rewrapped(\@at_aws, sub { $aws->control("material?$second"); }), "$first $second rewrapped\n" x 3 . 'requests 7', 'under new key material');
+is(rewrapped(\@at_aws, sub { }), "$second  kept\n" x 3 . 'requests 1', 'under the newest already');
+$aws->control('material?');
 holds_none(log_of($node), $aws->secrets, 'the log holds no secret');
 done_testing();

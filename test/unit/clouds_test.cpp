@@ -154,6 +154,49 @@ TEST(Aws, AReplicaOpensWhatThePrimaryOfAMultiRegionKeyWrapped) {
               "arn:aws:kms:us-west-2:111122223333:key/1");
 }
 
+TEST(Aws, RewrapsInsideTheKms) {
+    Server server = aws();
+    server.options["master_key"] = "alias/new";
+    Ask ask = unwrap("old");
+    ask.verb = Verb::rewrap;
+    ask.source_key = "arn:aws:kms:eu-west-1:1:key/mrk-1";
+    const http::Request request = request_for(server, ask);
+    EXPECT_EQ(header(request, "X-Amz-Target"), "TrentService.ReEncrypt");
+    const std::string context =
+        R"({"envcrypt-purpose":"data","envcrypt-key":"0000000000001234","envcrypt-tenant":"acme"})";
+    EXPECT_EQ(
+        request.body.expose_text(),
+        R"({"DestinationKeyId":"alias/new","DestinationEncryptionContext":)" + context +
+            R"(,"CiphertextBlob":"b2xk","SourceKeyId":"arn:aws:kms:eu-central-1:1:key/mrk-1","SourceEncryptionContext":)" +
+            context + "}");
+    const Result<Answer> answer = server.dialect->read(
+        server, ask,
+        response(200, R"({"CiphertextBlob":"bmV3","KeyId":"arn:new","SourceKeyId":"arn:old",)"
+                      R"("SourceKeyMaterialId":"m1","DestinationKeyMaterialId":"m2"})"));
+    ASSERT_TRUE(answer);
+    EXPECT_EQ(as_text(answer->wrapped), "new");
+    EXPECT_EQ(answer->master_key, "arn:new");
+    EXPECT_EQ(answer->master_key_version, "m2");
+    EXPECT_TRUE(answer->key.empty());
+    EXPECT_EQ(code_of(server, ask, 200, R"({"KeyId":"arn:new"})"), ErrorCode::bad_answer);
+}
+
+TEST(Aws, TellsTheNewestKeyMaterial) {
+    Ask ask;
+    ask.verb = Verb::describe;
+    const http::Request request = request_for(aws(), ask);
+    EXPECT_EQ(header(request, "X-Amz-Target"), "TrentService.DescribeKey");
+    EXPECT_EQ(request.body.expose_text(), R"({"KeyId":"alias/app"})");
+    const Result<Answer> answer = aws_dialect().read(
+        aws(), ask,
+        response(200,
+                 R"({"KeyMetadata":{"Arn":"arn:a","CurrentKeyMaterialId":"m2","Enabled":true}})"));
+    ASSERT_TRUE(answer);
+    EXPECT_EQ(answer->master_key, "arn:a");
+    EXPECT_EQ(answer->master_key_version, "m2");
+    EXPECT_EQ(code_of(aws(), ask, 200, R"({"KeyMetadata":{}})"), ErrorCode::bad_answer);
+}
+
 TEST(Aws, ReadsAnswers) {
     const auto answer =
         aws_dialect().read(aws(), unwrap(),

@@ -421,19 +421,67 @@ TEST_F(BatchTest, TooFewOrEmptyResultsAreNoAnswer) {
     }
 }
 
-TEST_F(BatchTest, ARefusedBatchIsTriedSingly) {
-    for (const bool forbids : {true, false}) {
-        auto op = batch(2);
-        Script script;
-        script.answers.emplace_back(std::string("token"));
-        script.answers.emplace_back(
-            forbids ? forbidden() : reply(400, R"({"errors":["request has a high complexity"]})"));
-        if (forbids) script.answers.emplace_back(std::string("token"));
-        script.answers.emplace_back(key_reply(kKey));
-        script.answers.emplace_back(key_reply(kKey));
-        EXPECT_TRUE(script.run(*op)) << forbids;
-        credentials_.clear();
-    }
+TEST_F(BatchTest, ARefusedBatchIsTriedSinglyEachWithATimeOfItsOwn) {
+    auto op = batch(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(forbidden());
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(key_reply(kKey));
+    script.answers.emplace_back(key_reply(kKey));
+    EXPECT_TRUE(script.run(*op));
+    EXPECT_TRUE(op->talk.takes_beginning());
+}
+
+TEST_F(BatchTest, ABatchThatIsTooMuchIsHalved) {
+    auto op = batch(4);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(reply(400, R"({"errors":["request has a high complexity"]})"));
+    for (int i = 0; i < 2; ++i)
+        script.answers.emplace_back(results(200, item(kKey) + "," + item(kKey)));
+    ASSERT_TRUE(script.run(*op));
+    for (const KeyToOpen &key : op->keys) EXPECT_EQ(key.key.size(), 32u);
+}
+
+TEST_F(BatchTest, WhatIsDeniedSinglyEndsIt) {
+    auto op = batch(3);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(forbidden());
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(key_reply(kKey));
+    script.answers.emplace_back(forbidden());
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(forbidden());
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::denied);
+}
+
+TEST_F(BatchTest, TheGoodItemsOfABatchAreOpened) {
+    auto op = batch(3);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(results(
+        400, item(kKey) + R"(,{"plaintext":"","error":"cipher: message authentication failed"},)" +
+                 item(kKey)));
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+    EXPECT_EQ(op->keys[0].key.size(), 32u);
+    EXPECT_TRUE(op->keys[1].key.empty());
+    EXPECT_EQ(op->keys[2].key.size(), 32u);
+}
+
+TEST_F(BatchTest, AnOutageOfABatchIsWaitedFor) {
+    auto op = batch(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(reply(503, ""));
+    script.answers.emplace_back(results(200, item(kKey) + "," + item(kKey)));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked[2], "sleep");
 }
 
 TEST_F(BatchTest, EveryKeyIsCheckedAgainstItsCommitment) {
@@ -444,6 +492,151 @@ TEST_F(BatchTest, EveryKeyIsCheckedAgainstItsCommitment) {
     const Status outcome = script.run(*op);
     ASSERT_FALSE(outcome);
     EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+}
+
+class RewrapTest : public BatchTest {
+protected:
+    std::unique_ptr<Operation> rewrap(int count) {
+        auto made = batch(count);
+        made->work = rewrap_keys(*made);
+        return made;
+    }
+    static std::string rewrapped(const char *ciphertext) {
+        return std::string(R"({"ciphertext":")") + ciphertext + "\"}";
+    }
+};
+
+TEST_F(RewrapTest, RewrapsInOneRequestAndOpensWhatCameOfIt) {
+    auto op = rewrap(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(
+        results(200, rewrapped("vault:v7:a") + "," + rewrapped("vault:v7:b")));
+    script.answers.emplace_back(results(200, item(kKey) + "," + item(kKey)));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked,
+              (Asked{"file /t", "transit/rewrap/app as token", "transit/decrypt/app as token"}));
+    EXPECT_EQ(as_text(op->keys[0].made.wrapped), "vault:v7:a");
+    EXPECT_EQ(as_text(op->keys[1].made.wrapped), "vault:v7:b");
+    EXPECT_EQ(op->keys[1].made.master_key_version, "7");
+}
+
+TEST_F(RewrapTest, OneKeyAlone) {
+    auto op = rewrap(1);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(
+        reply(200, R"({"data":{"ciphertext":"vault:v7:a","key_version":7}})"));
+    script.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(as_text(op->keys[0].made.wrapped), "vault:v7:a");
+}
+
+TEST_F(RewrapTest, AnItemThatFailedFailsItThoughTheAnswerSays200) {
+    auto op = rewrap(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    const std::string too_old = "ciphertext version is disallowed by policy (too old)";
+    script.answers.emplace_back(
+        results(200, rewrapped("vault:v7:a") + R"(,{"error":")" + too_old + "\"}"));
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::denied);
+}
+
+TEST_F(RewrapTest, ACiphertextThatIsNoneIsNoAnswer) {
+    for (const char *ciphertext : {"", "vault:v:x", "AAAA"}) {
+        auto op = rewrap(2);
+        Script script;
+        script.answers.emplace_back(std::string("token"));
+        script.answers.emplace_back(
+            results(200, rewrapped("vault:v7:a") + "," + rewrapped(ciphertext)));
+        const Status outcome = script.run(*op);
+        ASSERT_FALSE(outcome) << ciphertext;
+        EXPECT_EQ(outcome.error().code, ErrorCode::bad_answer);
+        credentials_.clear();
+    }
+}
+
+TEST_F(RewrapTest, AnotherKeyThanWasRewrappedIsCorrupt) {
+    auto op = rewrap(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(
+        results(200, rewrapped("vault:v7:a") + "," + rewrapped("vault:v7:b")));
+    script.answers.emplace_back(results(200, item(kKey) + "," + item(kOther)));
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+}
+
+TEST_F(RewrapTest, AKmsThatCannotUnwrapsAndWrapsAgain) {
+    auto op = std::make_unique<Operation>();
+    op->server.name = "kms";
+    op->server.dialect = &kms::local_dialect();
+    op->server.options = {{"key_file", "/k"}};
+    op->credentials = &credentials_;
+    op->context = kContext;
+    op->work = make_key(*op);
+    const std::string old_line(64, 'a');
+    const std::string both = old_line + "\n" + std::string(64, 'b');
+    Script make;
+    make.answers.emplace_back(old_line);
+    ASSERT_TRUE(make.run(*op));
+    KeyToOpen &key = op->keys.emplace_back();
+    key.context = kContext;
+    key.wrapped = op->made.wrapped;
+    key.commitment = crypto::commitment(op->key.expose().first<32>(), kContext);
+    op->work = rewrap_keys(*op);
+    Script rewrap;
+    for (int i = 0; i < 3; ++i) rewrap.answers.emplace_back(both);
+    ASSERT_TRUE(rewrap.run(*op));
+    EXPECT_NE(key.made.master_key_version, op->made.master_key_version);
+    EXPECT_NE(key.made.wrapped, key.wrapped);
+
+    // and a key that is not the one it was kept for is not wrapped again
+    key.commitment[0] ^= 1;
+    op->work = rewrap_keys(*op);
+    Script wrong;
+    wrong.answers.emplace_back(both);
+    const Status outcome = wrong.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+}
+
+TEST_F(OperationTest, WhatALoginSaysAboutTryingAgainIsHeeded) {
+    auto op = operation();
+    op->talk.set_deadline(kms::Clock(60000));
+    op->work = open_key(*op);
+    Script script;
+    script.answers.emplace_back(std::string("the-secret"));
+    Response busy = reply(429, "");
+    busy.headers.push_back({"retry-after", "7"});
+    script.answers.emplace_back(std::move(busy));
+    script.answers.emplace_back(std::string("the-secret"));
+    script.answers.emplace_back(login_reply("t1"));
+    script.answers.emplace_back(key_reply(kKey));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_GE(script.now, kms::Clock(1000 + 7000));
+}
+
+TEST_F(OperationTest, AnInstanceMetadataServiceThatIsBeingUpdatedIsWaitedFor) {
+    auto op = operation();
+    op->server.dialect = &kms::azure_dialect();
+    op->server.options = {{"endpoint", "https://v/v1/"},
+                          {"master_key", "app"},
+                          {"metadata_endpoint", "https://m/v1/"},
+                          {"algorithm", "A256KW"}};
+    op->server.identity = {{"auth", "managed_identity"}};
+    op->work = make_key(*op);
+    Script script;
+    script.answers.emplace_back(reply(410, ""));
+    script.answers.emplace_back(reply(404, ""));
+    script.answers.emplace_back(reply(200, R"({"access_token":"t","expires_in":"3600"})"));
+    script.answers.emplace_back(reply(403, ""));
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::denied);
 }
 
 TEST_F(OperationTest, AWrongOrShortKeyIsCorrupt) {
