@@ -136,60 +136,170 @@ CREATE TYPE envcrypt.encrypted (
     INTERNALLENGTH = VARIABLE, ALIGNMENT = int4, STORAGE = external
 );
 COMMENT ON TYPE envcrypt.encrypted IS
-    'A value encrypted with AES-256-GCM (NIST SP 800-38D) under its tenant''s data key; declared encrypted(text) or encrypted(bytea). Its text form is ec1: and base64 (RFC 4648): never plaintext. Overhead 42 bytes; at most 500 MiB of plaintext. Format: doc/format.md.';
+    'A value encrypted with AES-256-GCM (NIST SP 800-38D) under its tenant''s data key; declared encrypted(TYPE [, SEARCH] [, LABEL]): one of 16 types; searchable, searchable_nocase or searchable_digits; one to five letters a-z. Its text form is ec1: and base64 (RFC 4648): never plaintext. Overhead 42 bytes, 45 with a label, 62 with label and token; at most 500 MiB of plaintext. Format: doc/format.md.';
 COMMENT ON FUNCTION envcrypt.encrypted_in(cstring, oid, integer) IS 'Input: an encrypted value in its text form, never plaintext. Errors: 22P02.';
 COMMENT ON FUNCTION envcrypt.encrypted_out(envcrypt.encrypted) IS 'Output: ec1: and base64.';
 COMMENT ON FUNCTION envcrypt.encrypted_recv(internal, oid, integer) IS 'Binary input: the bytes of an encrypted value. Errors: 22P03.';
 COMMENT ON FUNCTION envcrypt.encrypted_send(envcrypt.encrypted) IS 'Binary output: the bytes of the encrypted value.';
-COMMENT ON FUNCTION envcrypt.encrypted_typmod_in(cstring[]) IS 'Reads a declaration such as (text).';
-COMMENT ON FUNCTION envcrypt.encrypted_typmod_out(integer) IS 'Shows a declaration such as (text).';
+COMMENT ON FUNCTION envcrypt.encrypted_typmod_in(cstring[]) IS 'Reads a declaration: (type [, searchable | searchable_nocase | searchable_digits] [, label]). Errors: 22023.';
+COMMENT ON FUNCTION envcrypt.encrypted_typmod_out(integer) IS 'Shows a declaration as it is written.';
 
 CREATE FUNCTION envcrypt.encrypted(envcrypt.encrypted, integer, boolean DEFAULT false) RETURNS envcrypt.encrypted
-    AS 'MODULE_PATHNAME', 'envcrypt_coerce' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+    AS 'MODULE_PATHNAME', 'envcrypt_coerce' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.encrypted(envcrypt.encrypted, integer, boolean) IS
-    'Lets a value into a column of this declaration, or raises 22000.';
+    'Lets a value into a column of this declaration, or raises 22000. One with neither label, token nor associated data is sealed again as the column declares, under the key of its own tenant; that needs the rights encrypt and decrypt (and search).';
 CREATE CAST (envcrypt.encrypted AS envcrypt.encrypted)
     WITH FUNCTION envcrypt.encrypted(envcrypt.encrypted, integer, boolean) AS IMPLICIT;
 
----------------------------------------------------------------- into the type
+---------------------------------------------------------------- into the type, out of it, and searching it
 -- STABLE, although each result is another: within a statement they are equal in what they decrypt to, and PostgreSQL still
 -- calls for each row. The defaults of typmod and explicit are for callers that know only the value (Citus).
-CREATE FUNCTION envcrypt.encrypted(text, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
-    AS 'MODULE_PATHNAME', 'envcrypt_cast_from_text' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION envcrypt.encrypted(varchar, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
-    AS 'MODULE_PATHNAME', 'envcrypt_cast_from_text' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION envcrypt.encrypted(bpchar, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
-    AS 'MODULE_PATHNAME', 'envcrypt_cast_from_bpchar' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION envcrypt.encrypted(bytea, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
-    AS 'MODULE_PATHNAME', 'envcrypt_cast_from_bytea' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-CREATE CAST (text AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(text, integer, boolean) AS ASSIGNMENT;
-CREATE CAST (varchar AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(varchar, integer, boolean) AS ASSIGNMENT;
-CREATE CAST (bpchar AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(bpchar, integer, boolean) AS ASSIGNMENT;
-CREATE CAST (bytea AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(bytea, integer, boolean) AS ASSIGNMENT;
-COMMENT ON FUNCTION envcrypt.encrypted(text, integer, boolean) IS
-    'The assignment cast: encrypts under the newest key of the tenant that envcrypt.tenant names. Needs the right encrypt. May ask the KMS.';
-COMMENT ON FUNCTION envcrypt.encrypted(varchar, integer, boolean) IS 'As for text.';
-COMMENT ON FUNCTION envcrypt.encrypted(bpchar, integer, boolean) IS 'As for text, without trailing blanks.';
-COMMENT ON FUNCTION envcrypt.encrypted(bytea, integer, boolean) IS 'As for text, as a value of type bytea.';
+CREATE TYPE envcrypt.probe;
+CREATE FUNCTION envcrypt.probe_in(cstring) RETURNS envcrypt.probe
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_in' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION envcrypt.probe_out(envcrypt.probe) RETURNS cstring
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_out' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION envcrypt.probe_recv(internal) RETURNS envcrypt.probe
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_recv' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION envcrypt.probe_send(envcrypt.probe) RETURNS bytea
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_send' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE TYPE envcrypt.probe (
+    INPUT = envcrypt.probe_in, OUTPUT = envcrypt.probe_out, RECEIVE = envcrypt.probe_recv, SEND = envcrypt.probe_send,
+    INTERNALLENGTH = 17, ALIGNMENT = char
+);
+COMMENT ON TYPE envcrypt.probe IS
+    'What searchable values are looked up with: search mode, search key version and the 16-byte token (HMAC-SHA-256, doc/format.md). Made by search(); no cast leads from it into the type encrypted.';
+COMMENT ON FUNCTION envcrypt.probe_in(cstring) IS 'Input: ep1: and base64 of 17 bytes. Errors: 22P02.';
+COMMENT ON FUNCTION envcrypt.probe_out(envcrypt.probe) IS 'Output: ep1: and base64.';
+COMMENT ON FUNCTION envcrypt.probe_recv(internal) IS 'Binary input: 17 bytes.';
+COMMENT ON FUNCTION envcrypt.probe_send(envcrypt.probe) IS 'Binary output: 17 bytes.';
 
-CREATE FUNCTION envcrypt.encrypt(value text, tenant text DEFAULT '', associated_data text DEFAULT '')
-    RETURNS envcrypt.encrypted AS 'MODULE_PATHNAME', 'envcrypt_encrypt_text' LANGUAGE C STABLE PARALLEL SAFE;
-CREATE FUNCTION envcrypt.encrypt(value bytea, tenant text DEFAULT '', associated_data text DEFAULT '')
-    RETURNS envcrypt.encrypted AS 'MODULE_PATHNAME', 'envcrypt_encrypt_bytea' LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION envcrypt.encrypt(text, text, text) IS
-    'Encrypts a text of at most 500 MiB under the newest committed key of the tenant ('''': that of envcrypt.tenant), bound to the associated data where given. NULL gives NULL; a NULL option raises 22004. Needs the right encrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 42704 no tenant, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, HV000 misconfigured, 54000 too long.';
-COMMENT ON FUNCTION envcrypt.encrypt(bytea, text, text) IS 'As encrypt(text), as a value of type bytea.';
+-- Comparisons look at tokens, where there are any, or at ciphertext: no key, no error, nothing leaks.
+DO $$
+DECLARE
+    l record;
+    r record;
+    op record;
+BEGIN
+    FOR l IN SELECT * FROM (VALUES ('v', 'envcrypt.encrypted'), ('p', 'envcrypt.probe')) AS t (letter, type) LOOP
+        FOR r IN SELECT * FROM (VALUES ('v', 'envcrypt.encrypted'), ('p', 'envcrypt.probe')) AS t (letter, type) LOOP
+            FOR op IN SELECT * FROM (VALUES ('lt', '<', '>', '>=', 'scalarlt'), ('le', '<=', '>=', '>', 'scalarle'), ('eq', '=', '=', '<>', 'eq'),
+                    ('ne', '<>', '<>', '=', 'neq'), ('ge', '>=', '<=', '<', 'scalarge'), ('gt', '>', '<', '<=', 'scalargt'))
+                    AS t (name, sign, commutator, negator, estimator) LOOP
+                EXECUTE format('CREATE FUNCTION envcrypt.%1$s(%2$s, %3$s) RETURNS boolean AS ''MODULE_PATHNAME'', %4$L
+                    LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE',
+                    'encrypted_' || op.name, l.type, r.type, 'envcrypt_' || op.name || '_' || l.letter || r.letter);
+                EXECUTE format('COMMENT ON FUNCTION envcrypt.%s(%s, %s) IS %L', 'encrypted_' || op.name, l.type, r.type,
+                    'Implements the operator ' || op.sign || ': by tokens, where there are any, else by ciphertext. Needs no key.');
+                EXECUTE format('CREATE OPERATOR envcrypt.%s (FUNCTION = envcrypt.%s, LEFTARG = %s, RIGHTARG = %s,
+                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = pg_catalog.%ssel, JOIN = pg_catalog.%sjoinsel%s)',
+                    op.sign, 'encrypted_' || op.name, l.type, r.type, op.commutator, op.negator, op.estimator, op.estimator,
+                    CASE op.sign WHEN '=' THEN ', MERGES, HASHES' ELSE '' END);
+            END LOOP;
+            EXECUTE format('CREATE FUNCTION envcrypt.encrypted_cmp(%s, %s) RETURNS integer AS ''MODULE_PATHNAME'', %L
+                LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, r.type, 'envcrypt_cmp_' || l.letter || r.letter);
+            EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted_cmp(%s, %s) IS %L', l.type, r.type,
+                'The order of btree indexes: values with a token by mode, version and token, then the others by their bytes.');
+        END LOOP;
+        EXECUTE format('CREATE FUNCTION envcrypt.encrypted_hash(%s) RETURNS integer AS ''MODULE_PATHNAME'', %L
+            LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, 'envcrypt_hash_' || l.letter);
+        EXECUTE format('CREATE FUNCTION envcrypt.encrypted_hash(%s, bigint) RETURNS bigint AS ''MODULE_PATHNAME'', %L
+            LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, 'envcrypt_hash_extended_' || l.letter);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted_hash(%s) IS ''For hash indexes, joins and grouping: of the token, else of the bytes.''', l.type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted_hash(%s, bigint) IS ''The same with a seed.''', l.type);
+    END LOOP;
+END $$;
+CREATE OPERATOR FAMILY envcrypt.encrypted_ops USING btree;
+CREATE OPERATOR FAMILY envcrypt.encrypted_ops USING hash;
+-- no equalimage function: equal tokens do not make equal values
+CREATE OPERATOR CLASS envcrypt.encrypted_ops DEFAULT FOR TYPE envcrypt.encrypted USING btree FAMILY envcrypt.encrypted_ops AS
+    OPERATOR 1 envcrypt.<, OPERATOR 2 envcrypt.<=, OPERATOR 3 envcrypt.=, OPERATOR 4 envcrypt.>=, OPERATOR 5 envcrypt.>,
+    FUNCTION 1 envcrypt.encrypted_cmp(envcrypt.encrypted, envcrypt.encrypted);
+CREATE OPERATOR CLASS envcrypt.probe_ops DEFAULT FOR TYPE envcrypt.probe USING btree FAMILY envcrypt.encrypted_ops AS
+    OPERATOR 1 envcrypt.<, OPERATOR 2 envcrypt.<=, OPERATOR 3 envcrypt.=, OPERATOR 4 envcrypt.>=, OPERATOR 5 envcrypt.>,
+    FUNCTION 1 envcrypt.encrypted_cmp(envcrypt.probe, envcrypt.probe);
+ALTER OPERATOR FAMILY envcrypt.encrypted_ops USING btree ADD
+    OPERATOR 1 envcrypt.< (envcrypt.encrypted, envcrypt.probe), OPERATOR 2 envcrypt.<= (envcrypt.encrypted, envcrypt.probe),
+    OPERATOR 3 envcrypt.= (envcrypt.encrypted, envcrypt.probe), OPERATOR 4 envcrypt.>= (envcrypt.encrypted, envcrypt.probe),
+    OPERATOR 5 envcrypt.> (envcrypt.encrypted, envcrypt.probe),
+    FUNCTION 1 (envcrypt.encrypted, envcrypt.probe) envcrypt.encrypted_cmp(envcrypt.encrypted, envcrypt.probe),
+    OPERATOR 1 envcrypt.< (envcrypt.probe, envcrypt.encrypted), OPERATOR 2 envcrypt.<= (envcrypt.probe, envcrypt.encrypted),
+    OPERATOR 3 envcrypt.= (envcrypt.probe, envcrypt.encrypted), OPERATOR 4 envcrypt.>= (envcrypt.probe, envcrypt.encrypted),
+    OPERATOR 5 envcrypt.> (envcrypt.probe, envcrypt.encrypted),
+    FUNCTION 1 (envcrypt.probe, envcrypt.encrypted) envcrypt.encrypted_cmp(envcrypt.probe, envcrypt.encrypted);
+CREATE OPERATOR CLASS envcrypt.encrypted_ops DEFAULT FOR TYPE envcrypt.encrypted USING hash FAMILY envcrypt.encrypted_ops AS
+    OPERATOR 1 envcrypt.=, FUNCTION 1 envcrypt.encrypted_hash(envcrypt.encrypted),
+    FUNCTION 2 envcrypt.encrypted_hash(envcrypt.encrypted, bigint);
+CREATE OPERATOR CLASS envcrypt.probe_ops DEFAULT FOR TYPE envcrypt.probe USING hash FAMILY envcrypt.encrypted_ops AS
+    OPERATOR 1 envcrypt.=, FUNCTION 1 envcrypt.encrypted_hash(envcrypt.probe), FUNCTION 2 envcrypt.encrypted_hash(envcrypt.probe, bigint);
+ALTER OPERATOR FAMILY envcrypt.encrypted_ops USING hash ADD
+    OPERATOR 1 envcrypt.= (envcrypt.encrypted, envcrypt.probe), OPERATOR 1 envcrypt.= (envcrypt.probe, envcrypt.encrypted);
 
----------------------------------------------------------------- out of the type
-CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text DEFAULT '') RETURNS text
+CREATE FUNCTION envcrypt.matches_support(internal) RETURNS internal
+    AS 'MODULE_PATHNAME', 'envcrypt_matches_support' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.matches_support(internal) IS 'Has the planner write matches() as column = ANY (search(...)), which an index serves.';
+REVOKE ALL ON FUNCTION envcrypt.matches_support(internal) FROM PUBLIC;
+
+DO $$
+DECLARE
+    type text;
+    name text;
+BEGIN
+    -- every plaintext type
+    FOREACH type IN ARRAY '{text,bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,jsonb,text[]}'::text[] LOOP
+        EXECUTE format('CREATE FUNCTION envcrypt.encrypt(value %s, tenant text DEFAULT '''', label text DEFAULT '''', search text DEFAULT '''',
+                associated_data text DEFAULT '''') RETURNS envcrypt.encrypted
+            AS ''MODULE_PATHNAME'', ''envcrypt_encrypt'' LANGUAGE C STABLE PARALLEL SAFE', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypt(%s, text, text, text, text) IS %L', type,
+            'Encrypts a ' || type || ' of at most 500 MiB under the newest committed key of the tenant ('''': that of envcrypt.tenant); for a column of that label, with a token for that search mode (searchable, searchable_nocase, searchable_digits), bound to the associated data, where given. NULL gives NULL; a NULL option raises 22004. Needs the right encrypt (and search for a token), USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 42704 no tenant, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, HV000 misconfigured, 54000 too long, 22023 label or search mode.');
+    END LOOP;
+    -- assignment casts: from those and their narrower kin
+    FOREACH type IN ARRAY '{text,varchar,bpchar,bytea,boolean,int2,int4,int8,float4,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,cidr,jsonb,text[]}'::text[] LOOP
+        EXECUTE format('CREATE FUNCTION envcrypt.encrypted(%s, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
+            AS ''MODULE_PATHNAME'', ''envcrypt_cast_from'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted(%s, integer, boolean) IS %L', type,
+            'The assignment cast: encrypts as the column declares, under the newest key of the tenant that envcrypt.tenant names. Needs the right encrypt (and search for a searchable column). May ask the KMS.');
+        EXECUTE format('CREATE CAST (%1$s AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(%1$s, integer, boolean) AS ASSIGNMENT', type);
+    END LOOP;
+    -- explicit casts: to all but text and jsonb, to which PostgreSQL's own functions cast on the way
+    FOREACH type IN ARRAY '{bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,text[]}'::text[] LOOP
+        name := CASE type WHEN 'boolean' THEN 'bool' WHEN 'text[]' THEN 'text_array' ELSE type END;
+        EXECUTE format('CREATE FUNCTION envcrypt.%I(envcrypt.encrypted) RETURNS %s
+            AS ''MODULE_PATHNAME'', ''envcrypt_cast_to'' LANGUAGE C STABLE STRICT PARALLEL SAFE', name, type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.%I(envcrypt.encrypted) IS %L', name,
+            'The explicit cast: the plaintext of a value of type ' || type || ', as decrypt() with its rights and errors; 42804 another type.');
+        EXECUTE format('CREATE CAST (envcrypt.encrypted AS %s) WITH FUNCTION envcrypt.%I(envcrypt.encrypted)', type, name);
+    END LOOP;
+    -- searching
+    FOREACH type IN ARRAY '{text,bytea,int2,int4,int8,numeric,date,timestamp,timestamptz,uuid,inet}'::text[] LOOP
+        EXECUTE format('CREATE FUNCTION envcrypt.search(value %s, label text, search text, tenants text[] DEFAULT ''{}'') RETURNS envcrypt.probe[]
+            AS ''MODULE_PATHNAME'', ''envcrypt_search'' LANGUAGE C STABLE PARALLEL SAFE', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s, text, text, text[]) IS %L', type,
+            'What a column of that label and search mode is looked up with: WHERE column OPERATOR(envcrypt.=) ANY (envcrypt.search(value, label, search)). One probe for each tenant (default: that of envcrypt.tenant) and each of its search keys. NULL gives NULL. Needs the right search. May ask the KMS.');
+        EXECUTE format('CREATE FUNCTION envcrypt.search(value %s, declaration integer) RETURNS envcrypt.probe[]
+            AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s, integer) IS %L', type, 'What matches() becomes; declaration is the type modifier of the column.');
+        EXECUTE format('CREATE FUNCTION envcrypt.search("values" %s[], declaration integer) RETURNS envcrypt.probe[]
+            AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s[], integer) IS %L', type, 'What matches_any() becomes; declaration is the type modifier of the column.');
+        EXECUTE format('CREATE FUNCTION envcrypt.matches("column" envcrypt.encrypted, value %s) RETURNS boolean
+            AS ''MODULE_PATHNAME'', ''envcrypt_matches'' LANGUAGE C STABLE STRICT PARALLEL SAFE SUPPORT envcrypt.matches_support', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.matches(envcrypt.encrypted, %s) IS %L', type,
+            'Whether a column that is declared searchable holds that value of the tenant that envcrypt.tenant names; served by an ordinary btree or hash index on the column. NULL gives NULL. Needs the right search, and not decrypt. May ask the KMS. Errors: 42809 not searchable, 42804 another type.');
+        EXECUTE format('CREATE FUNCTION envcrypt.matches_any("column" envcrypt.encrypted, "values" %s[]) RETURNS boolean
+            AS ''MODULE_PATHNAME'', ''envcrypt_matches'' LANGUAGE C STABLE STRICT PARALLEL SAFE SUPPORT envcrypt.matches_support', type);
+        EXECUTE format('COMMENT ON FUNCTION envcrypt.matches_any(envcrypt.encrypted, %s[]) IS %L', type, 'The same for any of these values; NULLs among them match nothing.');
+    END LOOP;
+END $$;
+
+CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '') RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt' LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text) IS
-    'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
-CREATE FUNCTION envcrypt.bytea(envcrypt.encrypted) RETURNS bytea
-    AS 'MODULE_PATHNAME', 'envcrypt_cast_to_bytea' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION envcrypt.bytea(envcrypt.encrypted) IS
-    'The explicit cast: the plaintext of a value of type bytea, as decrypt() with its rights and errors.';
-CREATE CAST (envcrypt.encrypted AS bytea) WITH FUNCTION envcrypt.bytea(envcrypt.encrypted);
+COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text) IS
+    'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. A labelled value decrypts out of a column that declares the label, or where label says it. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered, of another label, or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
+CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '') RETURNS anyelement
+    AS 'MODULE_PATHNAME', 'envcrypt_decrypt_as' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.decrypt_as(envcrypt.encrypted, anyelement, text, text) IS
+    'The plaintext as a value of its type, which the second argument names: NULL::date. Otherwise as decrypt(). Errors: 42804 another type.';
 
 CREATE FUNCTION envcrypt.inspect(value envcrypt.encrypted,
         OUT format integer, OUT algorithm text, OUT key_id text, OUT tenant text, OUT key_version integer,
@@ -198,13 +308,21 @@ CREATE FUNCTION envcrypt.inspect(value envcrypt.encrypted,
 COMMENT ON FUNCTION envcrypt.inspect(envcrypt.encrypted) IS
     'What can be read of a value without its key. tenant and key_version are NULL where the key is not in this database; bound says whether associated data is needed.';
 
-REVOKE ALL ON FUNCTION
-    envcrypt.encrypted(text, integer, boolean), envcrypt.encrypted(varchar, integer, boolean),
-    envcrypt.encrypted(bpchar, integer, boolean), envcrypt.encrypted(bytea, integer, boolean),
-    envcrypt.encrypt(text, text, text), envcrypt.encrypt(bytea, text, text),
-    envcrypt.decrypt(envcrypt.encrypted, text), envcrypt.bytea(envcrypt.encrypted),
-    envcrypt.inspect(envcrypt.encrypted)
-    FROM PUBLIC;
+CREATE FUNCTION envcrypt.declaration(typmod integer, OUT type text, OUT search text, OUT label text)
+    AS 'MODULE_PATHNAME', 'envcrypt_declaration' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.declaration(integer) IS
+    'The parts of a column''s declaration, from its type modifier (pg_attribute.atttypmod); NULLs for -1. Errors: 22023.';
+
+-- What touches keys is nobody's.
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace
+            AND p.prosrc OPERATOR(pg_catalog.=) ANY ('{envcrypt_encrypt,envcrypt_cast_from,envcrypt_cast_to,envcrypt_decrypt,envcrypt_decrypt_as,envcrypt_search,envcrypt_search_column,envcrypt_matches,envcrypt_inspect}'::pg_catalog.text[]) LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    END LOOP;
+END $$;
 
 ---------------------------------------------------------------- administration
 CREATE FUNCTION envcrypt.grant_access(role regrole, rights text[]) RETURNS void
@@ -222,10 +340,10 @@ CREATE FUNCTION envcrypt.check_server(server text,
 COMMENT ON FUNCTION envcrypt.check_server(text) IS
     'Has the KMS wrap a key that is thrown away and unwrap it again, proves that it refuses another context, and says how long all of that took, as whom, under which master key; or the error. Needs the right manage. Asks the KMS.';
 
-CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text DEFAULT '') RETURNS void
+CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text DEFAULT '', search_tenant text DEFAULT '') RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_create_tenant' LANGUAGE C;
-COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text) IS
-    'Makes a tenant and its first data key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
+COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text, text) IS
+    'Makes a tenant with its first data key and, unless it uses that of search_tenant, its search key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
 
 ---------------------------------------------------------------- an identity that a session brings
 CREATE FUNCTION envcrypt.set_credential(server text, credential jsonb, session boolean DEFAULT false) RETURNS void
@@ -278,7 +396,7 @@ COMMENT ON VIEW envcrypt.cache IS
 
 REVOKE ALL ON FUNCTION
     envcrypt.grant_access(regrole, text[]), envcrypt.revoke_access(regrole, text[]),
-    envcrypt.check_server(text), envcrypt.create_tenant(text, text, text), envcrypt.cached_keys()
+    envcrypt.check_server(text), envcrypt.create_tenant(text, text, text, text), envcrypt.cached_keys()
     FROM PUBLIC;
 REVOKE ALL ON envcrypt.cache FROM PUBLIC;
 

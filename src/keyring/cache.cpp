@@ -67,6 +67,12 @@ OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, S
     return *slot;
 }
 
+ByteView Cache::token_key(OpenKey &search_key) {
+    if (search_key.token_key.empty())
+        search_key.token_key = crypto::token_key(search_key.key.expose().first<crypto::kKeySize>());
+    return search_key.token_key.expose();
+}
+
 void Cache::drop(OpenKey &key) {
     for (Subkey &subkey : subkeys_) {
         if (subkey.key_serial != key.serial) continue;

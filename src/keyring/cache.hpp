@@ -43,6 +43,7 @@ struct OpenKey {
     std::string tenant;
     std::string server;
     SecretBytes key;
+    SecretBytes token_key;  // of a search key, once it was needed
     kms::Clock opened{};
     kms::Clock expires{};
     std::uint64_t last_used = 0;
@@ -70,6 +71,9 @@ public:
     // Takes the key in, dropping the least recently used one where there are `limit` already.
     OpenKey &put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
                  kms::Clock now, kms::Clock ttl, std::size_t limit);
+
+    // The token key of an open search key (crypto::token_key), valid as long as the key's serial.
+    static ByteView token_key(OpenKey &search_key);
 
     void drop_identity(const IdentityId &identity);
     // All versions of one mapping: ref.identity[4] and [5].

@@ -170,6 +170,7 @@ Task<Status> put_batch_once(Operation &operation, const std::vector<Ask> &asks,
                             const std::vector<std::size_t> &which, Answers &answers) {
     const kms::Server &server = operation.server;
     std::vector<Ask> some;
+    some.reserve(which.size());
     for (const std::size_t i : which) some.push_back(asks[i]);
     const Build build = [&](const identity::Credential &credential, std::int64_t) {
         return std::optional(server.dialect->ask_batch(server, some, credential));
@@ -352,6 +353,7 @@ namespace {
 // Unwraps and wraps again, for a KMS that does not rewrap.
 Task<Answers> wrap_again(Operation &operation, const std::vector<KeyToOpen *> &keys) {
     std::vector<Ask> asks;
+    asks.reserve(keys.size());
     for (const KeyToOpen *key : keys) asks.push_back(unwrap(*key));
     Answers answers = co_await put_all(operation, asks);
     for (std::size_t i = 0; i < keys.size(); ++i) {

@@ -9,31 +9,30 @@ namespace {
 
 struct RightFunction {
     const char *right;
-    const char *function;  // as GRANT names it, within schema envcrypt
+    const char *symbol;  // of the C function, which all of its overloads share
 };
 constexpr const char *kRights[] = {"encrypt", "decrypt", "search", "manage"};
+constexpr const char *kAnyRight = "any";  // what every role with a right may call
 constexpr RightFunction kFunctions[] = {
-    {"encrypt", "encrypt(pg_catalog.text, pg_catalog.text, pg_catalog.text)"},
-    {"encrypt", "encrypt(pg_catalog.bytea, pg_catalog.text, pg_catalog.text)"},
-    {"encrypt", "encrypted(pg_catalog.text, pg_catalog.int4, pg_catalog.bool)"},
-    {"encrypt", "encrypted(pg_catalog.varchar, pg_catalog.int4, pg_catalog.bool)"},
-    {"encrypt", "encrypted(pg_catalog.bpchar, pg_catalog.int4, pg_catalog.bool)"},
-    {"encrypt", "encrypted(pg_catalog.bytea, pg_catalog.int4, pg_catalog.bool)"},
-    {"encrypt", "encrypt_envelope(pg_catalog.text, pg_catalog.text)"},
-    {"encrypt", "encrypt_envelope(pg_catalog.text, pg_catalog.bytea)"},
-    {"decrypt",
-     "decrypt_envelope(pg_catalog.text, pg_catalog.bytea, pg_catalog.bytea, pg_catalog.bytea)"},
-    {"decrypt", "decrypt(envcrypt.encrypted, pg_catalog.text)"},
-    {"decrypt", "bytea(envcrypt.encrypted)"},
-    {"manage", "check_server(pg_catalog.text)"},
-    {"manage", "create_tenant(pg_catalog.text, pg_catalog.text, pg_catalog.text)"},
-    {"manage", "cached_keys()"},
+    {"encrypt", "envcrypt_encrypt"},
+    {"encrypt", "envcrypt_cast_from"},
+    {"encrypt", "envcrypt_encrypt_envelope_text"},
+    {"encrypt", "envcrypt_encrypt_envelope_bytea"},
+    {"decrypt", "envcrypt_decrypt"},
+    {"decrypt", "envcrypt_decrypt_as"},
+    {"decrypt", "envcrypt_cast_to"},
+    {"decrypt", "envcrypt_decrypt_envelope"},
+    {"search", "envcrypt_search"},
+    {"search", "envcrypt_search_column"},
+    {"search", "envcrypt_matches"},
+    {"manage", "envcrypt_check_server"},
+    {"manage", "envcrypt_create_tenant"},
+    {"manage", "envcrypt_cached_keys"},
+    {kAnyRight, "envcrypt_inspect"},
+    {kAnyRight, "envcrypt_load_keys"},
+    {kAnyRight, "envcrypt_set_credential"},
+    {kAnyRight, "envcrypt_clear_credential"},
 };
-// What every role with a right may call.
-constexpr const char *kAnyRight[] = {
-    "inspect(envcrypt.encrypted)", "load_keys(pg_catalog.text[])",
-    "set_credential(pg_catalog.text, pg_catalog.jsonb, pg_catalog.bool)",
-    "clear_credential(pg_catalog.text)"};
 
 void execute(const char *command) {
     if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
@@ -46,19 +45,46 @@ bool is_right(const char *name) {
     return false;
 }
 
+// The functions of schema envcrypt whose C function has the right, or where `other` all that have
+// another one but kAnyRight; as a text[] of C symbols.
+Datum symbols_of(const char *right, bool other) {
+    Datum symbols[lengthof(kFunctions)];
+    int count = 0;
+    for (const RightFunction &needed : kFunctions)
+        if (other ? strcmp(needed.right, kAnyRight) != 0 : strcmp(needed.right, right) == 0)
+            symbols[count++] = CStringGetTextDatum(needed.symbol);
+    return PointerGetDatum(construct_array(symbols, count, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+// GRANTs or REVOKEs EXECUTE on all that the right is made of.
+void change_functions(const char *right, const char *change, const char *direction,
+                      const char *role_name) {
+    Oid types[] = {TEXTARRAYOID};
+    Datum values[] = {symbols_of(right, false)};
+    const int done = SPI_execute_with_args(
+        "SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I(%s)', 'envcrypt', p.proname, "
+        "pg_catalog.pg_get_function_identity_arguments(p.oid)), ', ') "
+        "FROM pg_catalog.pg_proc p "
+        "WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace AND "
+        "p.prosrc OPERATOR(pg_catalog.=) ANY ($1) AND p.prolang OPERATOR(pg_catalog.=) "
+        "(SELECT l.oid FROM pg_catalog.pg_language l WHERE l.lanname OPERATOR(pg_catalog.=) 'c')",
+        lengthof(types), types, values, nullptr, false, 1);
+    if (done != SPI_OK_SELECT || SPI_processed != 1) elog(ERROR, "envcrypt: no such right");
+    const char *functions = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+    if (functions == nullptr) elog(ERROR, "envcrypt: no functions of a right");
+    execute(psprintf("%s EXECUTE ON FUNCTION %s %s %s", change, functions, direction, role_name));
+}
+
 // Whether the role itself (not through membership) holds a privilege on any function that needs a
 // right.
 bool holds_any_right(Oid role) {
-    Oid types[] = {OIDOID};
-    Datum values[] = {ObjectIdGetDatum(role)};
+    Oid types[] = {OIDOID, TEXTARRAYOID};
+    Datum values[] = {ObjectIdGetDatum(role), symbols_of("", true)};
     const int done = SPI_execute_with_args(
         "SELECT 1 FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a "
         "WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace AND "
-        "a.grantee "
-        "OPERATOR(pg_catalog.=) $1 "
-        "AND NOT p.proname OPERATOR(pg_catalog.=) ANY "
-        "('{inspect,load_keys,set_credential,clear_credential}')",
-        1, types, values, nullptr, false, 1);
+        "a.grantee OPERATOR(pg_catalog.=) $1 AND p.prosrc OPERATOR(pg_catalog.=) ANY ($2)",
+        lengthof(types), types, values, nullptr, false, 1);
     if (done != SPI_OK_SELECT) elog(ERROR, "envcrypt: could not read the rights");
     return SPI_processed > 0;
 }
@@ -88,18 +114,13 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
     const char *direction = grant ? "TO" : "FROM";
     for (int i = 0; i < count; ++i) {
         const char *right = TextDatumGetCString(rights[i]);
-        for (const RightFunction &needed : kFunctions)
-            if (strcmp(needed.right, right) == 0)
-                execute(psprintf("%s EXECUTE ON FUNCTION envcrypt.%s %s %s", change,
-                                 needed.function, direction, role_name));
+        change_functions(right, change, direction, role_name);
         if (strcmp(right, "manage") == 0)
             execute(psprintf("%s SELECT ON envcrypt.cache %s %s", change, direction, role_name));
     }
     if (grant || !holds_any_right(role)) {
         execute(psprintf("%s USAGE ON SCHEMA envcrypt %s %s", change, direction, role_name));
-        for (const char *function : kAnyRight)
-            execute(psprintf("%s EXECUTE ON FUNCTION envcrypt.%s %s %s", change, function,
-                             direction, role_name));
+        change_functions(kAnyRight, change, direction, role_name);
     }
     SPI_finish();
     PG_RETURN_VOID();

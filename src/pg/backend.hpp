@@ -56,7 +56,7 @@ struct Backend {
     std::unique_ptr<http::Engine> engine;  // made when first needed
     bool connections_stale = false;        // they were made under options that changed
     std::unique_ptr<keyring::Operation> operation;
-    std::vector<std::unique_ptr<keyring::Operation>> batch;  // load_keys()
+    std::vector<std::unique_ptr<keyring::Operation>> batch;  // what runs at once
     // Those of `batch` that more keys may join, by identity and master key.
     std::map<std::pair<keyring::IdentityId, std::string>, keyring::Operation *> batch_filling;
     std::vector<Run> runs;
@@ -123,6 +123,9 @@ void forget_brought(Backend &state, Condition condition) {
 // waiting where it must. False where one failed, said by the report: the others are then left where
 // they were, and the caller drops all. The one function of the project that waits: see below.
 bool run_operations(ErrorReport &report);
+// Drives all of `backend().batch` to their end and raises where one failed; they then hold their
+// results until the next batch begins.
+void run_batch();
 // Drives the operation that `backend().operation` holds to its end, waiting where it must. True
 // where all went well: `backend().operation` then holds the result until the caller resets it; else
 // the report says what happened. The one function of the project that waits: cancel, termination

@@ -61,7 +61,7 @@ Oid usable_server(const char *name, const kms::Dialect *&dialect) {
 // set_credential(server, credential, session)
 ENVCRYPT_FUNCTION(envcrypt_set_credential) {
     refuse_maintenance();
-    require_right(fcinfo->flinfo);
+    require_right(fcinfo->flinfo->fn_oid);
     for (int i = 0; i < 3; ++i)
         if (PG_ARGISNULL(i))
             ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),

@@ -1,10 +1,13 @@
-// encrypt(), decrypt(), the casts into and out of `encrypted`, inspect(): the hot path. Each call
-// site of a query keeps in fn_extra what it needs for the next row, so that a warm call does
-// nothing but the cipher.
+// encrypt(), decrypt(), the casts into and out of `encrypted`, the coercion between declarations,
+// inspect(): the hot path. Each call site of a query keeps in fn_extra what it needs for the next
+// row (site.hpp), so that a warm call does nothing but the cipher.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
+#include "pg/plaintext.hpp"
 #include "pg/resolve.hpp"
 #include "pg/rights.hpp"
+#include "pg/search.hpp"
+#include "pg/site.hpp"
 #include "pg/text.hpp"
 #include "pg/type.hpp"
 
@@ -12,63 +15,29 @@ namespace envcrypt::pg {
 
 namespace {
 
-// What both kinds of call sites know of the key they used last.
-struct Site {
-    std::uint64_t epoch;
-    Oid role;
-    keyring::OpenKey *key;
-    std::uint64_t key_serial;
-
-    bool is_current() const {
-        return epoch == pg::epoch && role == GetUserId() && key != nullptr &&
-               key->serial == key_serial;
-    }
-    void remember(keyring::OpenKey &open, std::uint64_t seen) {
-        epoch = seen;
-        role = GetUserId();
-        key = &open;
-        key_serial = open.serial;
-    }
-};
-
 struct OpeningSite {
     Site site;
     std::uint64_t key_id;
     keyring::Subkey *subkey;
     std::uint64_t subkey_serial;
+    bool knows_label;
+    value::Label label;  // that the argument's declaration names
+    Oid result;          // of a cast
 };
 
 struct SealingSite {
     Site site;
-    std::uint64_t setting_changes;
-    std::size_t tenant_length;
-    char tenant[kMaxTenantName + 1];
-    bool tenant_given;
+    TenantSite tenant;
+    Oid source;  // the SQL type of the plaintext
+    TokenSite token;
 };
 
-template <class AnySite>
-AnySite &call_site(FmgrInfo *function) {
-    if (function->fn_extra == nullptr)
-        function->fn_extra = MemoryContextAllocZero(function->fn_mcxt, sizeof(AnySite));
-    return *static_cast<AnySite *>(function->fn_extra);
-}
-
-// An option that was given; "" is "not given", and NULL must not be taken for it.
-ByteView optional_text(FunctionCallInfo fcinfo, int argument, const char *name) {
-    if (PG_ARGISNULL(argument))
-        ereport(ERROR,
-                (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name),
-                 errhint("Leave it out where it is not meant.")));
-    return varlena_bytes(PG_GETARG_TEXT_PP(argument));
-}
-
-keyring::Subkey &opening_subkey(FmgrInfo *function, const value::Parsed &parsed) {
-    OpeningSite &site = call_site<OpeningSite>(function);
+keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parsed &parsed) {
     ErrorReport report;
     if (!site.site.is_current() || site.key_id != parsed.header.key_id) {
         const std::uint64_t seen = epoch;
         site.site.key = nullptr;
-        require_right(function);
+        require_right(right);
         keyring::OpenKey &open = resolve_for_opening(parsed.header.key_id);
         site.site.remember(open, seen);
         site.key_id = parsed.header.key_id;
@@ -87,19 +56,38 @@ keyring::Subkey &opening_subkey(FmgrInfo *function, const value::Parsed &parsed)
     return *site.subkey;
 }
 
+const char *shown_label(value::Label label) {
+    char text[8];
+    ErrorReport report;
+    if (!guarded(report, [&] { copy_text(text, value::label_text(label)); })) raise(report);
+    return pstrdup(text);
+}
+
+[[noreturn]] void raise_wrong_label(value::Label label, value::Label expected) {
+    if (label == 0)
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION),
+                 errmsg("the value has no label, and %s was expected", shown_label(expected)),
+                 errdetail("It may have been planted in the place of a labelled one.")));
+    if (expected == 0)
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION),
+                 errmsg("the value belongs to a column with the label %s", shown_label(label)),
+                 errdetail("It decrypts only out of such a column, or where its label is said."),
+                 errhint("Where PostgreSQL does not know the column any more (variables, "
+                         "aggregates, domains), say it: decrypt(value, label => '%s').",
+                         shown_label(label))));
+    ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+                    errmsg("the value belongs to a column with the label %s, not %s",
+                           shown_label(label), shown_label(expected)),
+                    errdetail("It was moved from one column to another.")));
+    pg_unreachable();
+}
+
 // The plaintext of a stored value as a varlena, in the type's send format.
-bytea *open_value(FunctionCallInfo fcinfo, ByteView associated_data, value::Type *type) {
-    refuse_maintenance();
-    value::Parsed parsed;
-    const value::Fault fault = value::parse(varlena_bytes(PG_GETARG_BYTEA_PP(0)), parsed);
-    if (unlikely(fault != value::Fault::none))
-        ereport(ERROR,
-                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
-                 errdetail("The check that failed: %s.", value::fault_name(fault))));
-    if (unlikely(parsed.header.label != 0))
-        ereport(ERROR,
-                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the value belongs to a labelled column"),
-                 errdetail("It decrypts only where its label is said.")));
+bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, value::Label label,
+                  ByteView associated_data) {
+    if (unlikely(parsed.header.label != label)) raise_wrong_label(parsed.header.label, label);
     if (unlikely(parsed.header.bound != !associated_data.empty())) {
         if (parsed.header.bound)
             ereport(
@@ -112,9 +100,8 @@ bytea *open_value(FunctionCallInfo fcinfo, ByteView associated_data, value::Type
                         errmsg("associated data was given, but the value is not bound to any"),
                         errdetail("It may have been planted in the place of a bound one.")));
     }
-    *type = parsed.header.type;
     follow_epoch();
-    keyring::Subkey &subkey = opening_subkey(fcinfo->flinfo, parsed);
+    keyring::Subkey &subkey = opening_subkey(site, right, parsed);
     const std::size_t size = parsed.plaintext_size();
     auto *plaintext = static_cast<bytea *>(palloc(VARHDRSZ + size));
     SET_VARSIZE(plaintext, VARHDRSZ + size);
@@ -132,62 +119,55 @@ bytea *open_value(FunctionCallInfo fcinfo, ByteView associated_data, value::Type
     return plaintext;
 }
 
-// Text that was stored as UTF-8, in the server encoding. What is not UTF-8 was never written by
-// encrypt().
-text *from_utf8(bytea *plaintext) {
-    char *bytes = VARDATA(plaintext);
-    const int length = static_cast<int>(VARSIZE(plaintext) - VARHDRSZ);
-    if (unlikely(!pg_verify_mbstr(PG_UTF8, bytes, length, true)))
-        ereport(ERROR,
-                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the decrypted text is not valid UTF-8")));
-    const int encoding = GetDatabaseEncoding();
-    if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII || length == 0)
-        return reinterpret_cast<text *>(plaintext);
-    return convert(varlena_bytes(plaintext), PG_UTF8, encoding, "the decrypted text");
+// The value that is the first argument; its label is what `label` says or else what its column
+// declares.
+bytea *open_argument(FunctionCallInfo fcinfo, value::Label label, ByteView associated_data,
+                     value::Type *type) {
+    refuse_maintenance();
+    auto &site = call_site<OpeningSite>(fcinfo->flinfo);
+    if (unlikely(!site.knows_label)) {
+        const int32 typmod = argument_typmod(fcinfo->flinfo, 0);
+        site.label = typmod == kNoTypmod ? 0 : declaration_of(typmod).label;
+        site.knows_label = true;
+    }
+    const value::Parsed parsed = parse_value(varlena_bytes(PG_GETARG_BYTEA_PP(0)));
+    *type = parsed.header.type;
+    return open_value(site, fcinfo->flinfo->fn_oid, parsed, label != 0 ? label : site.label,
+                      associated_data);
 }
 
-keyring::OpenKey &sealing_key(FmgrInfo *function, ByteView tenant) {
-    SealingSite &site = call_site<SealingSite>(function);
-    // the setting is compared by its count of changes, an argument by its bytes
-    const bool given = !tenant.empty();
-    if (site.site.is_current() && site.tenant_given == given &&
-        (given ? site.tenant_length == tenant.size() &&
-                     memcmp(site.tenant, tenant.data(), tenant.size()) == 0
-               : site.setting_changes == tenant_setting_changes))
-        return *site.site.key;
-
-    if (given && tenant.size() > kMaxTenantName)
-        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
-                        errdetail("A tenant's name has at most 128 letters.")));
+keyring::OpenKey &sealing_key(SealingSite &site, Oid right, ByteView tenant) {
+    if (site.site.is_current() && site.tenant.is_same(tenant)) return *site.site.key;
     site.site.key = nullptr;
-    site.tenant_given = given;
-    site.setting_changes = tenant_setting_changes;
-    const char *name = given ? reinterpret_cast<const char *>(tenant.data()) : setting_tenant;
-    site.tenant_length = given ? tenant.size() : strlen(name);
-    memcpy(site.tenant, name, site.tenant_length);
-    site.tenant[site.tenant_length] = '\0';
+    site.tenant.set(tenant);
     const std::uint64_t seen = epoch;
-    require_right(function);
-    keyring::OpenKey &open = resolve_for_sealing(site.tenant, !given);
+    require_right(right);
+    keyring::OpenKey &open = resolve_for_sealing(site.tenant.name, !site.tenant.given);
     site.site.remember(open, seen);
     return open;
 }
 
-Datum seal_value(FunctionCallInfo fcinfo, value::Type type, ByteView plaintext, ByteView tenant,
-                 ByteView associated_data) {
+Datum seal_value(SealingSite &site, Oid right, const value::Declaration &declaration,
+                 ByteView plaintext, ByteView tenant, ByteView associated_data) {
     refuse_maintenance();
     follow_epoch();
-    Backend &state = backend();
-    keyring::OpenKey &key = sealing_key(fcinfo->flinfo, tenant);
-    value::Header header;
-    header.type = type;
-    header.key_id = key.ref.key_id;
-    header.bound = !associated_data.empty();
-    const std::size_t size = value::sealed_size(header, plaintext.size());
     if (unlikely(plaintext.size() > value::kMaxPlaintext))
         ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
                         errmsg("value is too long to be encrypted"),
                         errdetail("At most 500 MiB fit into an encrypted value.")));
+    Backend &state = backend();
+    value::Header header;
+    header.type = declaration.type;
+    header.label = declaration.label;
+    header.bound = !associated_data.empty();
+    if (declaration.search != value::SearchMode::none) {
+        header.has_token = true;
+        header.token = make_token(site.token, declaration, plaintext, tenant);
+        if (unlikely(plaintext.size() > kMaxBtreePlaintext)) refuse_btree(site.token, declaration);
+    }
+    keyring::OpenKey &key = sealing_key(site, right, tenant);
+    header.key_id = key.ref.key_id;
+    const std::size_t size = value::sealed_size(header, plaintext.size());
     auto *result = static_cast<bytea *>(palloc(VARHDRSZ + size));
     SET_VARSIZE(result, VARHDRSZ + size);
     ErrorReport report;
@@ -204,92 +184,151 @@ Datum seal_value(FunctionCallInfo fcinfo, value::Type type, ByteView plaintext, 
     PG_RETURN_BYTEA_P(result);
 }
 
-// encrypt(value, tenant, associated_data)
-Datum encrypt(FunctionCallInfo fcinfo, value::Type type) {
-    const ByteView tenant = optional_text(fcinfo, 1, "tenant");
-    const ByteView associated = optional_text(fcinfo, 2, "associated_data");
-    if (PG_ARGISNULL(0)) PG_RETURN_NULL();
-    ByteView plaintext = varlena_bytes(PG_GETARG_VARLENA_PP(0));
-    if (type == value::Type::text) plaintext = to_utf8(plaintext, "the text");
-    return seal_value(fcinfo, type, plaintext, tenant, to_utf8(associated, "associated_data"));
+// The plaintext that is to be encrypted. Text that is an encrypted value already is refused: it was
+// meant to be stored as it is, and would decrypt to ciphertext.
+ByteView plaintext_of(Oid source, Datum datum, value::Type type) {
+    const ByteView plaintext = to_plaintext(source, datum, type);
+    if (likely(type != value::Type::text || !as_text(plaintext).starts_with(value::kTextPrefix)))
+        return plaintext;
+    auto *bytes = static_cast<std::uint8_t *>(palloc(value::text_capacity(plaintext.size()) + 1));
+    value::Parsed parsed;
+    bool is_value = false;
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            const auto size = value::from_text(as_text(plaintext),
+                                               {bytes, value::text_capacity(plaintext.size())});
+            is_value = size && value::parse({bytes, *size}, parsed) == value::Fault::none;
+        }))
+        raise(report);
+    if (is_value)
+        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+                        errmsg("the text to be encrypted is an encrypted value already"),
+                        errhint("Give the value as it is, without a cast to text or as an untyped "
+                                "literal or parameter.")));
+    return plaintext;
 }
 
-// An assignment cast: (value, typmod, explicit), strict.
-Datum encrypt_cast(FunctionCallInfo fcinfo, value::Type type, ByteView plaintext) {
-    require_fit(type, PG_GETARG_INT32(1));
-    if (type == value::Type::text) plaintext = to_utf8(plaintext, "the text");
-    return seal_value(fcinfo, type, plaintext, {}, {});
+// The SQL type of the function's first argument, as pg_proc has it.
+Oid source_type(FmgrInfo *function, SealingSite &site) {
+    if (unlikely(!OidIsValid(site.source))) {
+        Oid *types;
+        int count;
+        get_func_signature(function->fn_oid, &types, &count);
+        site.source = types[0];
+    }
+    return site.source;
 }
 
 }  // namespace
 
-ENVCRYPT_FUNCTION(envcrypt_encrypt_text) {
-    return encrypt(fcinfo, value::Type::text);
-}
-ENVCRYPT_FUNCTION(envcrypt_encrypt_bytea) {
-    return encrypt(fcinfo, value::Type::bytea);
-}
-
-ENVCRYPT_FUNCTION(envcrypt_cast_from_text) {
-    return encrypt_cast(fcinfo, value::Type::text, varlena_bytes(PG_GETARG_VARLENA_PP(0)));
-}
-ENVCRYPT_FUNCTION(envcrypt_cast_from_bytea) {
-    return encrypt_cast(fcinfo, value::Type::bytea, varlena_bytes(PG_GETARG_VARLENA_PP(0)));
-}
-// As PostgreSQL's own cast from character(n) to text does, trailing blanks are dropped.
-ENVCRYPT_FUNCTION(envcrypt_cast_from_bpchar) {
-    const ByteView padded = varlena_bytes(PG_GETARG_VARLENA_PP(0));
-    const int length =
-        bpchartruelen(const_cast<char *>(reinterpret_cast<const char *>(padded.data())),
-                      static_cast<int>(padded.size()));
-    return encrypt_cast(fcinfo, value::Type::text, padded.first(length));
+// encrypt(value, tenant, label, search, associated_data)
+ENVCRYPT_FUNCTION(envcrypt_encrypt) {
+    const ByteView tenant = optional_text(fcinfo, 1, "tenant");
+    const ByteView label = optional_text(fcinfo, 2, "label");
+    const ByteView search = optional_text(fcinfo, 3, "search");
+    const ByteView associated = optional_text(fcinfo, 4, "associated_data");
+    auto &site = call_site<SealingSite>(fcinfo->flinfo);
+    const Oid source = source_type(fcinfo->flinfo, site);
+    value::Declaration declaration{natural_type(source), value::SearchMode::none,
+                                   read_label(label)};
+    if (!search.empty()) declaration.search = read_search(search, declaration);
+    if (PG_ARGISNULL(0)) PG_RETURN_NULL();
+    return seal_value(site, fcinfo->flinfo->fn_oid, declaration,
+                      plaintext_of(source, PG_GETARG_DATUM(0), declaration.type), tenant,
+                      to_utf8(associated, "associated_data"));
 }
 
-// decrypt(value, associated_data): the plaintext in its type's text form.
+// An assignment cast: (value, typmod, explicit), strict.
+ENVCRYPT_FUNCTION(envcrypt_cast_from) {
+    auto &site = call_site<SealingSite>(fcinfo->flinfo);
+    const Oid source = source_type(fcinfo->flinfo, site);
+    const int32 typmod = PG_GETARG_INT32(1);
+    const value::Declaration declaration =
+        typmod == kNoTypmod ? value::Declaration{natural_type(source)} : declaration_of(typmod);
+    return seal_value(site, fcinfo->flinfo->fn_oid, declaration,
+                      plaintext_of(source, PG_GETARG_DATUM(0), declaration.type), {}, {});
+}
+
+// The length coercion encrypted -> encrypted(...): what a column of another declaration may take
+// over. A value that is bound to no column is sealed again as this one asks, under the key of its
+// own tenant.
+ENVCRYPT_FUNCTION(envcrypt_coerce) {
+    const int32 typmod = PG_GETARG_INT32(1);
+    const value::Parsed parsed = parse_value(varlena_bytes(PG_GETARG_BYTEA_PP(0)));
+    if (typmod == kNoTypmod) PG_RETURN_DATUM(PG_GETARG_DATUM(0));
+    const value::Declaration declaration = declaration_of(typmod);
+    if (fits(parsed.header, declaration)) PG_RETURN_DATUM(PG_GETARG_DATUM(0));
+    const bool is_free = parsed.header.type == declaration.type && parsed.header.label == 0 &&
+                         !parsed.header.bound && declaration.label != 0;
+    if (!is_free) require_fit(parsed.header, declaration);
+    struct CoercionSite {
+        OpeningSite opening;
+        SealingSite sealing;
+    };
+    refuse_maintenance();
+    auto &site = call_site<CoercionSite>(fcinfo->flinfo);
+    const bytea *plaintext =
+        open_value(site.opening, right_function(Right::decrypt), parsed, 0, {});
+    KeyRow key;
+    if (!find_key(parsed.header.key_id, key))
+        elog(ERROR, "envcrypt: the key just used is not there");
+    return seal_value(site.sealing, right_function(Right::encrypt), declaration,
+                      varlena_bytes(plaintext),
+                      {reinterpret_cast<const std::uint8_t *>(key.tenant), strlen(key.tenant)}, {});
+}
+
+// decrypt(value, associated_data, label): the plaintext in its type's text form.
 ENVCRYPT_FUNCTION(envcrypt_decrypt) {
     const ByteView associated = optional_text(fcinfo, 1, "associated_data");
+    const ByteView label = optional_text(fcinfo, 2, "label");
     if (PG_ARGISNULL(0)) PG_RETURN_NULL();
     value::Type type;
-    bytea *plaintext = open_value(fcinfo, to_utf8(associated, "associated_data"), &type);
-    if (type == value::Type::text) PG_RETURN_TEXT_P(from_utf8(plaintext));
-    if (type == value::Type::bytea)
-        PG_RETURN_TEXT_P(cstring_to_text(
-            DatumGetCString(DirectFunctionCall1(byteaout, PointerGetDatum(plaintext)))));
-    ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-                    errmsg("a value of type %s cannot be decrypted by this version of envcrypt",
-                           value::type_name(type))));
+    bytea *plaintext =
+        open_argument(fcinfo, read_label(label), to_utf8(associated, "associated_data"), &type);
+    PG_RETURN_TEXT_P(plaintext_text(type, plaintext));
 }
 
-// The explicit cast to bytea, strict.
-ENVCRYPT_FUNCTION(envcrypt_cast_to_bytea) {
+static void require_type(value::Type type, Oid wanted) {
+    if (likely(type_oid(type) == wanted)) return;
+    ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+                    errmsg("the value is of type %s, not %s", value::type_name(type),
+                           format_type_be(wanted)),
+                    errhint("Use envcrypt.decrypt(value), or envcrypt.decrypt_as(value, NULL::%s).",
+                            value::type_name(type))));
+}
+
+// decrypt_as(value, NULL::T, associated_data, label): the plaintext as a T.
+ENVCRYPT_FUNCTION(envcrypt_decrypt_as) {
+    const ByteView associated = optional_text(fcinfo, 2, "associated_data");
+    const ByteView label = optional_text(fcinfo, 3, "label");
+    if (PG_ARGISNULL(0)) PG_RETURN_NULL();
+    auto &site = call_site<OpeningSite>(fcinfo->flinfo);
+    if (unlikely(!OidIsValid(site.result))) site.result = get_fn_expr_argtype(fcinfo->flinfo, 1);
     value::Type type;
-    bytea *plaintext = open_value(fcinfo, {}, &type);
-    if (type != value::Type::bytea)
-        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                        errmsg("the value is of type %s, not bytea", value::type_name(type)),
-                        errhint("Use envcrypt.decrypt(value).")));
-    PG_RETURN_BYTEA_P(plaintext);
+    bytea *plaintext =
+        open_argument(fcinfo, read_label(label), to_utf8(associated, "associated_data"), &type);
+    require_type(type, site.result);
+    PG_RETURN_DATUM(from_plaintext(type, plaintext));
+}
+
+// The explicit casts, strict.
+ENVCRYPT_FUNCTION(envcrypt_cast_to) {
+    auto &site = call_site<OpeningSite>(fcinfo->flinfo);
+    if (unlikely(!OidIsValid(site.result))) site.result = get_func_rettype(fcinfo->flinfo->fn_oid);
+    value::Type type;
+    bytea *plaintext = open_argument(fcinfo, 0, {}, &type);
+    require_type(type, site.result);
+    PG_RETURN_DATUM(from_plaintext(type, plaintext));
 }
 
 // inspect(value): what is readable without a key.
 ENVCRYPT_FUNCTION(envcrypt_inspect) {
-    const ByteView bytes = varlena_bytes(PG_GETARG_BYTEA_PP(0));
-    value::Parsed parsed;
-    const value::Fault fault = value::parse(bytes, parsed);
-    if (fault != value::Fault::none)
-        ereport(ERROR,
-                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
-                 errdetail("The check that failed: %s.", value::fault_name(fault))));
+    const value::Parsed parsed = parse_value(varlena_bytes(PG_GETARG_BYTEA_PP(0)));
     TupleDesc descriptor;
     if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
         ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
                         errmsg("inspect() must be called where a record is accepted")));
     const value::Header &header = parsed.header;
-    char label[8] = "";
-    ErrorReport report;
-    if (!guarded(report, [&] { copy_text(label, value::label_text(header.label)); })) raise(report);
-    static constexpr const char *modes[] = {"", "exact", "nocase", "digits"};
-
     Datum values[10] = {};
     bool nulls[10] = {};
     KeyRow key;
@@ -305,9 +344,9 @@ ENVCRYPT_FUNCTION(envcrypt_inspect) {
     }
     values[5] = CStringGetTextDatum(value::type_name(header.type));
     nulls[6] = header.label == 0;
-    values[6] = CStringGetTextDatum(label);
+    values[6] = CStringGetTextDatum(shown_label(header.label));
     nulls[7] = !header.has_token;
-    values[7] = CStringGetTextDatum(modes[static_cast<int>(header.token.mode)]);
+    values[7] = CStringGetTextDatum(value::search_word(header.token.mode));
     values[8] = BoolGetDatum(header.bound);
     values[9] = Int64GetDatum(static_cast<int64>(parsed.plaintext_size()));
     PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));

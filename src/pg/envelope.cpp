@@ -72,20 +72,20 @@ Datum encrypt(FunctionCallInfo fcinfo, ByteView plaintext) {
 
 ENVCRYPT_FUNCTION(envcrypt_encrypt_envelope_text) {
     refuse_maintenance();
-    require_right(fcinfo->flinfo);
+    require_right(fcinfo->flinfo->fn_oid);
     return encrypt(fcinfo, to_utf8(varlena_bytes(PG_GETARG_TEXT_PP(1)), "plaintext"));
 }
 
 ENVCRYPT_FUNCTION(envcrypt_encrypt_envelope_bytea) {
     refuse_maintenance();
-    require_right(fcinfo->flinfo);
+    require_right(fcinfo->flinfo->fn_oid);
     return encrypt(fcinfo, varlena_bytes(PG_GETARG_BYTEA_PP(1)));
 }
 
 // decrypt_envelope(server, encrypted_dek, nonce, ciphertext)
 ENVCRYPT_FUNCTION(envcrypt_decrypt_envelope) {
     refuse_maintenance();
-    require_right(fcinfo->flinfo);
+    require_right(fcinfo->flinfo->fn_oid);
     const ByteView wrapped = varlena_bytes(PG_GETARG_BYTEA_PP(1));
     const ByteView nonce = varlena_bytes(PG_GETARG_BYTEA_PP(2));
     const ByteView sealed = varlena_bytes(PG_GETARG_BYTEA_PP(3));

@@ -196,6 +196,7 @@ bool find_tenant(const char *name, TenantRow &row) {
             kTenantStates, TextDatumGetCString(values[tenant_column::state - 1]), "tenant"));
         row.server = TextDatumGetCString(values[tenant_column::server - 1]);
         row.master_key = TextDatumGetCString(values[tenant_column::master_key - 1]);
+        row.search_tenant = TextDatumGetCString(values[tenant_column::search_tenant - 1]);
         found = true;
         return false;
     });
@@ -215,11 +216,12 @@ bool find_key(std::uint64_t key_id, KeyRow &row) {
     return found;
 }
 
-bool find_newest_key(const char *tenant, bool (*usable)(const KeyRow &row), KeyRow &row) {
+bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)(const KeyRow &row),
+                     KeyRow &row) {
     bool found = false;
     ScanKeyData keys[2];
     key_equals(&keys[0], key_column::tenant, tenant);
-    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(crypto::Purpose::data));
+    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(purpose));
     scan(kDataKey, "data_key_tenant_purpose_version_key", keys, 2,
          [&](HeapTuple tuple, const Datum *values, const bool *) {
              KeyRow other;
@@ -234,11 +236,11 @@ bool find_newest_key(const char *tenant, bool (*usable)(const KeyRow &row), KeyR
     return found;
 }
 
-List *find_data_keys(const char *tenant) {
+List *find_keys(const char *tenant, crypto::Purpose purpose) {
     List *rows = NIL;
     ScanKeyData keys[2];
     key_equals(&keys[0], key_column::tenant, tenant);
-    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(crypto::Purpose::data));
+    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(purpose));
     scan(kDataKey, "data_key_tenant_purpose_version_key", keys, 2,
          [&](HeapTuple tuple, const Datum *values, const bool *) {
              auto *row = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
@@ -293,7 +295,7 @@ void insert_tenant(const TenantRow &row) {
     values[tenant_column::server - 1] = text_datum(row.server);
     values[tenant_column::master_key - 1] = text_datum(row.master_key);
     values[tenant_column::group_key - 1] = text_datum("");
-    values[tenant_column::search_tenant - 1] = text_datum("");
+    values[tenant_column::search_tenant - 1] = text_datum(row.search_tenant);
     values[tenant_column::created_at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
     insert_row(kTenant, values);
 }

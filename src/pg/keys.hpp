@@ -18,7 +18,8 @@ struct TenantRow {
     char *name;
     TenantState state;
     char *server;
-    char *master_key;  // "" where the tenant has none of its own
+    char *master_key;     // "" where the tenant has none of its own
+    char *search_tenant;  // whose search key is used; "" is its own
 };
 
 struct KeyRow {
@@ -46,10 +47,11 @@ inline constexpr std::size_t kMaxTenantName = 128;
 
 bool find_tenant(const char *name, TenantRow &row);
 bool find_key(std::uint64_t key_id, KeyRow &row);
-// The newest active data key of the tenant that `usable` accepts.
-bool find_newest_key(const char *tenant, bool (*usable)(const KeyRow &row), KeyRow &row);
-// The tenant's data keys that may decrypt; of KeyRow *.
-List *find_data_keys(const char *tenant);
+// The newest active key of the tenant for that purpose that `usable` accepts.
+bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)(const KeyRow &row),
+                     KeyRow &row);
+// The tenant's keys for that purpose which are active or may still decrypt; of KeyRow *.
+List *find_keys(const char *tenant, crypto::Purpose purpose);
 // In the order of their making; of WrappedKeyRow *.
 List *find_wrapped_keys(std::uint64_t key_id);
 bool any_wrapped_key(const char *server);  // null: at all

@@ -82,14 +82,57 @@ bool may_seal_with(const KeyRow &row) {
     return !row.own;
 }
 
-bool is_uncommitted(const char *tenant) {
+bool is_uncommitted(const char *tenant, crypto::Purpose purpose) {
     KeyRow row;
     return find_newest_key(
-               tenant, [](const KeyRow &) { return true; }, row) &&
+               tenant, purpose, [](const KeyRow &) { return true; }, row) &&
            !may_seal_with(row);
 }
 
-// Opens a key as the current role's identity at the first place that the role may use.
+// Takes what has been opened into the cache. A C++ frame.
+void keep_opened(Backend &state, bool was_denied) {
+    std::optional<keyring::IdentityId> denied;
+    for (const Run &run : state.runs)
+        if (was_denied && run.finished && !run.succeeded) denied = run.operation->identity;
+    for (Run &run : state.runs) {
+        if (!run.finished) continue;
+        // whoever was denied meanwhile keeps nothing
+        if (denied && run.operation->identity == *denied) continue;
+        for (keyring::KeyToOpen &key : run.operation->keys) {
+            if (key.key.empty()) continue;
+            const keyring::KeyRef ref{run.operation->identity, key.key_id};
+            state.cache.put(ref, std::move(key.tenant), run.operation->server.name,
+                            std::move(key.key), now(), std::chrono::seconds(setting_cache_ttl),
+                            static_cast<std::size_t>(setting_cache_size));
+        }
+    }
+    state.runs.clear();
+    state.batch.clear();
+    state.batch_filling.clear();
+}
+
+// The newest key that may seal what outlives this transaction.
+KeyRow newest_key(const char *tenant, crypto::Purpose purpose) {
+    KeyRow key;
+    if (!find_newest_key(tenant, purpose, may_seal_with, key)) {
+        if (is_uncommitted(tenant, purpose))
+            ereport(
+                ERROR,
+                (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                 errmsg("the key of tenant \"%s\" is not committed yet", tenant),
+                 errdetail("It was made in a subtransaction that is still open: what it encrypts "
+                           "could outlive it."),
+                 errhint("Release the savepoint, or leave the block with the exception handler, "
+                         "before encrypting.")));
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                        errmsg("tenant \"%s\" has no active %s", tenant,
+                               purpose == crypto::Purpose::search ? "search key" : "key")));
+    }
+    return key;
+}
+
+}  // namespace
+
 OpenKey &open_key(const KeyRow &key) {
     Backend &state = backend();
     Place place;
@@ -123,7 +166,73 @@ OpenKey &open_key(const KeyRow &key) {
     return *open;
 }
 
-}  // namespace
+void begin_wanting() {
+    Backend &state = backend();
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            state.runs.clear();
+            state.batch.clear();
+            state.batch_filling.clear();
+        }))
+        raise(report);
+}
+
+void want_key(const KeyRow &key) {
+    Backend &state = backend();
+    Place place;
+    const WrappedKeyRow *row = find_usable_place(key, place);
+    const keyring::KeyRef ref{place.identity, key.key_id};
+    ErrorReport report;
+    bool is_open = false;
+    keyring::Operation *operation = nullptr;
+    if (!guarded(report, [&] {
+            is_open = state.cache.find(ref) != nullptr;
+            const auto found =
+                state.batch_filling.find(std::pair(place.identity, std::string(row->master_key)));
+            if (found != state.batch_filling.end() &&
+                found->second->keys.size() < place.dialect->max_batch())
+                operation = found->second;
+        }))
+        raise(report);
+    if (is_open) return;
+    const bool begins = operation == nullptr;
+    if (begins) operation = &prepare_in_batch(place, row->master_key);
+    if (!guarded(report, [&] {
+            if (begins)
+                state.batch_filling.insert_or_assign(
+                    std::pair(place.identity, std::string(row->master_key)), operation);
+            keyring::KeyToOpen &wanted = operation->keys.emplace_back();
+            wanted.key_id = key.key_id;
+            wanted.tenant = key.tenant;
+            wanted.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
+            wanted.wrapped.assign(row->wrapped.begin(), row->wrapped.end());
+            wanted.attestation.assign(row->attestation.begin(), row->attestation.end());
+            wanted.commitment = key.commitment;
+        }))
+        raise(report);
+}
+
+void open_wanted() {
+    Backend &state = backend();
+    ErrorReport report;
+    if (state.batch.empty()) return;
+    if (!guarded(report, [&] {
+            for (const auto &operation : state.batch) {
+                operation->work = keyring::open_keys(*operation);
+                state.runs.push_back({operation.get()});
+            }
+        }))
+        raise(report);
+    const bool ok = run_operations(report);
+    ErrorReport kept;
+    if (!guarded(kept, [&] {
+            if (!ok) state.engine->abort();
+            keep_opened(state, !ok && report.code == ErrorCode::denied);
+        }))
+        raise(kept);
+    if (!ok) raise(report);
+    check_locked_memory();
+}
 
 OpenKey &resolve_for_opening(std::uint64_t key_id) {
     Backend &state = backend();
@@ -166,6 +275,32 @@ OpenKey &resolve_for_opening(std::uint64_t key_id) {
     return *open;
 }
 
+TenantRow require_tenant(const char *tenant, bool from_setting) {
+    if (tenant[0] == '\0')
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("no tenant is set"),
+                        errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or name it: "
+                                "envcrypt.encrypt(value, tenant => 'NAME').")));
+    if (!is_tenant_name(tenant))
+        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
+                        errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
+                                  "/ + = -.")));
+    TenantRow row;
+    if (!find_tenant(tenant, row)) {
+        if (from_setting)
+            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                            errmsg("tenant \"%s\" does not exist", tenant),
+                            errdetail("It is the setting envcrypt.tenant that names it."),
+                            errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or, once: "
+                                    "SELECT envcrypt.create_tenant('%s', 'SERVER');",
+                                    tenant)));
+        ereport(ERROR,
+                (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("tenant \"%s\" does not exist", tenant),
+                 errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+    }
+    require_active_tenant(tenant);
+    return row;
+}
+
 OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
     Backend &state = backend();
     const Oid role = GetUserId();
@@ -179,42 +314,8 @@ OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
     if (open != nullptr) return *open;
 
     const std::uint64_t seen = epoch;
-    if (tenant[0] == '\0')
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("no tenant is set"),
-                        errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or name it: "
-                                "envcrypt.encrypt(value, tenant => 'NAME').")));
-    if (!is_tenant_name(tenant))
-        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
-                        errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
-                                  "/ + = -.")));
-    TenantRow row;
-    if (!find_tenant(tenant, row)) {
-        if (tenant_from_setting)
-            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                            errmsg("tenant \"%s\" does not exist", tenant),
-                            errdetail("It is the setting envcrypt.tenant that names it."),
-                            errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or, once: "
-                                    "SELECT envcrypt.create_tenant('%s', 'SERVER');",
-                                    tenant)));
-        ereport(ERROR,
-                (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("tenant \"%s\" does not exist", tenant),
-                 errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
-    }
-    require_active_tenant(tenant);
-    KeyRow key;
-    if (!find_newest_key(tenant, may_seal_with, key)) {
-        if (is_uncommitted(tenant))
-            ereport(
-                ERROR,
-                (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                 errmsg("the key of tenant \"%s\" is not committed yet", tenant),
-                 errdetail("It was made in a subtransaction that is still open: what it encrypts "
-                           "could outlive it."),
-                 errhint("Release the savepoint, or leave the block with the exception handler, "
-                         "before encrypting.")));
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                        errmsg("tenant \"%s\" has no active key", tenant)));
-    }
+    require_tenant(tenant, tenant_from_setting);
+    const KeyRow key = newest_key(tenant, crypto::Purpose::data);
     open = &open_key(key);
     if (!guarded(report, [&] {
             if (state.resolved_epoch == seen && epoch == seen)
@@ -223,6 +324,31 @@ OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
         }))
         raise(report);
     return *open;
+}
+
+OpenKey &resolve_search_key(const char *tenant, bool tenant_from_setting, int *version) {
+    const TenantRow row = require_tenant(tenant, tenant_from_setting);
+    const char *searched = row.search_tenant[0] == '\0' ? tenant : row.search_tenant;
+    if (row.search_tenant[0] != '\0') require_active_tenant(searched);
+    const KeyRow key = newest_key(searched, crypto::Purpose::search);
+    // one round trip for what is going to be needed next
+    begin_wanting();
+    want_key(key);
+    want_key(newest_key(tenant, crypto::Purpose::data));
+    open_wanted();
+    *version = key.version;
+    return open_key(key);
+}
+
+List *find_search_keys(const char *tenant, bool tenant_from_setting) {
+    const TenantRow row = require_tenant(tenant, tenant_from_setting);
+    const char *searched = row.search_tenant[0] == '\0' ? tenant : row.search_tenant;
+    if (row.search_tenant[0] != '\0') require_active_tenant(searched);
+    List *keys = find_keys(searched, crypto::Purpose::search);
+    if (keys == NIL)
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                        errmsg("tenant \"%s\" has no search key", searched)));
+    return keys;
 }
 
 }  // namespace envcrypt::pg

@@ -18,9 +18,26 @@ keyring::OpenKey &resolve_for_opening(std::uint64_t key_id);
 // there is none.
 keyring::OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting);
 
+// The newest committed search key of the tenant, or of the tenant whose search key it uses; the
+// tenant's data key is opened with it.
+keyring::OpenKey &resolve_search_key(const char *tenant, bool tenant_from_setting, int *version);
+// All of them that values may bear tokens of; of KeyRow *.
+List *find_search_keys(const char *tenant, bool tenant_from_setting);
+
+// Opens a key as the current role's identity at the first place that the role may use.
+keyring::OpenKey &open_key(const KeyRow &key);
+
+// Many at once: begin, say which are wanted, and open those that are not open. Raises where one
+// cannot be; others may be open then.
+void begin_wanting();
+void want_key(const KeyRow &key);
+void open_wanted();
+
 // The first wrapping of the key at a place that the current role may use. Raises where there is
 // none.
 WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place);
+// Raises unless it is there and active, or the name is none; in words that fit where it came from.
+TenantRow require_tenant(const char *tenant, bool from_setting);
 // Raises unless it is there and active.
 void require_active_tenant(const char *name);
 // Says once, or raises under require_mlock, that keys lie in memory that could not be locked.

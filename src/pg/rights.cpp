@@ -14,11 +14,34 @@ void raise_maintenance() {
     pg_unreachable();
 }
 
-void raise_no_right(const FmgrInfo *function) {
+void raise_no_right(Oid function) {
     ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                    errmsg("permission denied for function %s", get_func_name(function->fn_oid)),
+                    errmsg("permission denied for function %s", get_func_name(function)),
                     errhint("A superuser can give the right: SELECT envcrypt.grant_access(...).")));
     pg_unreachable();
+}
+
+Oid right_function(Right right) {
+    const Oid schema = get_namespace_oid("envcrypt", false);
+    const Oid type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("encrypted"),
+                                     ObjectIdGetDatum(schema));
+    const Oid encrypt[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+    const Oid decrypt[] = {type, TEXTOID, TEXTOID};
+    const Oid search[] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};
+    const auto look_up = [](const char *name, const Oid *types, int count) {
+        char schema_name[] = "envcrypt";
+        return LookupFuncName(list_make2(makeString(schema_name), makeString(pstrdup(name))), count,
+                              types, false);
+    };
+    switch (right) {
+        case Right::encrypt:
+            return look_up("encrypt", encrypt, lengthof(encrypt));
+        case Right::decrypt:
+            return look_up("decrypt", decrypt, lengthof(decrypt));
+        case Right::search:
+            break;
+    }
+    return look_up("search", search, lengthof(search));
 }
 
 }  // namespace envcrypt::pg

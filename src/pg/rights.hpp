@@ -7,7 +7,7 @@
 namespace envcrypt::pg {
 
 [[noreturn]] void raise_maintenance();
-[[noreturn]] void raise_no_right(const FmgrInfo *function);
+[[noreturn]] void raise_no_right(Oid function);
 
 // ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
 // expression yields, under whatever identity they run as.
@@ -15,10 +15,14 @@ inline void refuse_maintenance() {
     if (unlikely(InSecurityRestrictedOperation() || is_autovacuum_worker())) raise_maintenance();
 }
 
+// The function whose EXECUTE stands for a right where C code uses it on the way.
+enum class Right { encrypt, decrypt, search };
+Oid right_function(Right right);
+
 // PostgreSQL checks EXECUTE when a query starts; a cursor or a cached expression may go on as
 // another role, or after the right was taken back.
-inline void require_right(const FmgrInfo *function) {
-    if (unlikely(!may_execute(function->fn_oid, GetUserId()))) raise_no_right(function);
+inline void require_right(Oid function) {
+    if (unlikely(!may_execute(function, GetUserId()))) raise_no_right(function);
 }
 
 }  // namespace envcrypt::pg

@@ -3,6 +3,7 @@
 #include "crypto/random.hpp"
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
+#include "pg/resolve.hpp"
 #include "pg/servers.hpp"
 
 namespace envcrypt::pg {
@@ -37,72 +38,91 @@ Place place_of(const char *server) {
     return place;
 }
 
-// Has the KMS make a key, persists it as pending, reads it back, and activates it once the KMS
-// opened what was persisted and refused to open it for somebody else.
-void make_first_key(const TenantRow &tenant, const Place &place) {
+// Puts one more operation on the key into the batch.
+keyring::Operation &prepare_for_key(const Place &place, const char *master_key, const KeyRow &key) {
+    keyring::Operation &operation = prepare_in_batch(place, master_key);
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            operation.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
+        }))
+        raise(report);
+    return operation;
+}
+
+ByteView copy_bytes(const Bytes &bytes) {
+    auto *copy = static_cast<std::uint8_t *>(palloc(bytes.size() + 1));
+    memcpy(copy, bytes.data(), bytes.size());
+    return {copy, bytes.size()};
+}
+
+// Has the KMS make the keys, persists them as pending, reads them back, and activates them once the
+// KMS opened what was persisted and refused to open it for somebody else.
+void make_first_keys(const TenantRow &tenant, const Place &place, KeyRow *keys, int count) {
     Backend &state = backend();
     ErrorReport report;
-    KeyRow key{};
-    key.key_id = random_key_id();
-    key.tenant = tenant.name;
-    key.purpose = crypto::Purpose::data;
-    key.version = 1;
-    key.state = KeyState::pending;
+    begin_wanting();
+    for (int i = 0; i < count; ++i) {
+        keyring::Operation &operation = prepare_for_key(place, tenant.master_key, keys[i]);
+        if (!guarded(report, [&] { operation.work = keyring::make_key(operation); })) raise(report);
+    }
+    run_batch();
+    for (int i = 0; i < count; ++i) {
+        // what the operation holds stays alive until the next batch begins
+        const keyring::Operation &operation = *state.batch[static_cast<std::size_t>(i)];
+        const kms::Answer &made = operation.made;
+        if (!guarded(report, [&] {
+                keys[i].commitment = crypto::commitment(
+                    operation.key.expose().first<crypto::kKeySize>(), operation.context);
+                state.uncommitted.push_back(
+                    {keys[i].key_id, GetCurrentTransactionNestLevel(), true});
+            }))
+            raise(report);
+        insert_key(keys[i]);
+        insert_wrapped_key({keys[i].key_id, tenant.server, copy_bytes(made.wrapped),
+                            pstrdup(made.master_key.c_str()),
+                            pstrdup(made.master_key_version.c_str()),
+                            copy_bytes(made.attestation)});
+    }
 
-    prepare_operation(place, tenant.master_key, key.purpose, key.key_id, tenant.name);
-    if (!guarded(report, [&] { state.operation->work = keyring::make_key(*state.operation); }))
-        raise(report);
-    run_operation();
-    // what the operation holds stays alive until the next one is prepared
-    const kms::Answer &made = state.operation->made;
-    if (!guarded(report, [&] {
-            key.commitment = crypto::commitment(
-                state.operation->key.expose().first<crypto::kKeySize>(), state.operation->context);
-        }))
-        raise(report);
-    auto *wrapped = static_cast<std::uint8_t *>(palloc(made.wrapped.size()));
-    memcpy(wrapped, made.wrapped.data(), made.wrapped.size());
-    auto *attestation = static_cast<std::uint8_t *>(palloc(made.attestation.size() + 1));
-    memcpy(attestation, made.attestation.data(), made.attestation.size());
-    WrappedKeyRow row{key.key_id,
-                      tenant.server,
-                      {wrapped, made.wrapped.size()},
-                      pstrdup(made.master_key.c_str()),
-                      pstrdup(made.master_key_version.c_str()),
-                      {attestation, made.attestation.size()}};
-    if (!guarded(report, [&] {
-            state.operation.reset();
-            state.uncommitted.push_back({key.key_id, GetCurrentTransactionNestLevel(), true});
-        }))
-        raise(report);
-    insert_key(key);
-    insert_wrapped_key(row);
+    begin_wanting();
+    for (int i = 0; i < count; ++i) {
+        KeyRow persisted;
+        if (!find_key(keys[i].key_id, persisted))
+            elog(ERROR, "envcrypt: the key just made is not there");
+        const auto *wrapped =
+            static_cast<WrappedKeyRow *>(linitial(find_wrapped_keys(persisted.key_id)));
+        keyring::Operation &operation = prepare_for_key(place, wrapped->master_key, persisted);
+        if (!guarded(report, [&] {
+                operation.wrapped.assign(wrapped->wrapped.begin(), wrapped->wrapped.end());
+                operation.attestation.assign(wrapped->attestation.begin(),
+                                             wrapped->attestation.end());
+                operation.commitment = persisted.commitment;
+                operation.work = keyring::verify_key(operation);
+            }))
+            raise(report);
+    }
+    run_batch();
+    begin_wanting();
+    for (int i = 0; i < count; ++i) set_key_state(keys[i].key_id, KeyState::active);
+}
 
-    auto *persisted = static_cast<WrappedKeyRow *>(linitial(find_wrapped_keys(key.key_id)));
-    KeyRow persisted_key;
-    if (!find_key(key.key_id, persisted_key))
-        elog(ERROR, "envcrypt: the key just made is not there");
-    prepare_operation(place, persisted->master_key, key.purpose, key.key_id, persisted_key.tenant);
-    if (!guarded(report, [&] {
-            keyring::Operation &operation = *state.operation;
-            operation.wrapped.assign(persisted->wrapped.begin(), persisted->wrapped.end());
-            operation.attestation.assign(persisted->attestation.begin(),
-                                         persisted->attestation.end());
-            operation.commitment = persisted_key.commitment;
-            operation.work = keyring::verify_key(operation);
-        }))
-        raise(report);
-    run_operation();
-    if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
-    set_key_state(key.key_id, KeyState::active);
+// The tenant whose search key is to be used has one of its own.
+void require_search_tenant(const TenantRow &tenant) {
+    const TenantRow searched = require_tenant(tenant.search_tenant, false);
+    if (searched.search_tenant[0] != '\0')
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("tenant \"%s\" has no search key of its own", searched.name),
+                        errhint("Name the tenant whose search key it uses: \"%s\".",
+                                searched.search_tenant)));
 }
 
 }  // namespace
 
-// create_tenant(name, server, master_key)
+// create_tenant(name, server, master_key, search_tenant)
 ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
     TenantRow tenant{text_argument(fcinfo, 0, "name"), TenantState::active,
-                     text_argument(fcinfo, 1, "server"), text_argument(fcinfo, 2, "master_key")};
+                     text_argument(fcinfo, 1, "server"), text_argument(fcinfo, 2, "master_key"),
+                     text_argument(fcinfo, 3, "search_tenant")};
     require_writable("create_tenant()");
     if (!is_tenant_name(tenant.name))
         ereport(ERROR,
@@ -122,8 +142,18 @@ ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
     if (tenant.master_key[0] != '\0' && place.dialect == &kms::local_dialect())
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
                         errmsg("a local KMS has no master key of a tenant's own")));
+    if (tenant.search_tenant[0] != '\0') require_search_tenant(tenant);
     insert_tenant(tenant);
-    make_first_key(tenant, place);
+    KeyRow keys[2] = {};
+    const int count = tenant.search_tenant[0] == '\0' ? 2 : 1;
+    for (int i = 0; i < count; ++i) {
+        keys[i].key_id = random_key_id();
+        keys[i].tenant = tenant.name;
+        keys[i].purpose = i == 0 ? crypto::Purpose::data : crypto::Purpose::search;
+        keys[i].version = 1;
+        keys[i].state = KeyState::pending;
+    }
+    make_first_keys(tenant, place, keys, count);
     PG_RETURN_VOID();
 }
 

@@ -43,4 +43,23 @@ ByteView to_utf8(ByteView text, const char *what) {
     return text;
 }
 
+void require_utf8(ByteView bytes) {
+    if (unlikely(!pg_verify_mbstr(PG_UTF8, reinterpret_cast<const char *>(bytes.data()),
+                                  static_cast<int>(bytes.size()), true)))
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the decrypted text is not valid UTF-8")));
+}
+
+bool server_keeps_utf8() {
+    return GetDatabaseEncoding() == PG_UTF8 || GetDatabaseEncoding() == PG_SQL_ASCII;
+}
+
+text *from_utf8(ByteView bytes) {
+    require_utf8(bytes);
+    if (server_keeps_utf8() || bytes.empty())
+        return cstring_to_text_with_len(reinterpret_cast<const char *>(bytes.data()),
+                                        static_cast<int>(bytes.size()));
+    return convert(bytes, PG_UTF8, GetDatabaseEncoding(), "the decrypted text");
+}
+
 }  // namespace envcrypt::pg

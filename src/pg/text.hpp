@@ -10,5 +10,12 @@ namespace envcrypt::pg {
 text *convert(ByteView bytes, int from, int to, const char *what);
 // Text as it is stored and authenticated: UTF-8, whatever the server encoding.
 ByteView to_utf8(ByteView text, const char *what);
+// Raises where the bytes are not UTF-8: what was decrypted and is not was never written by
+// encrypt().
+void require_utf8(ByteView bytes);
+// Whether UTF-8 is what the server keeps text in.
+bool server_keeps_utf8();
+// Text that was stored as UTF-8, in the server encoding.
+text *from_utf8(ByteView bytes);
 
 }  // namespace envcrypt::pg

@@ -6,9 +6,6 @@ namespace envcrypt::pg {
 
 namespace {
 
-// The plaintext types that can be declared.
-constexpr value::Type kDeclarable[] = {value::Type::text, value::Type::bytea};
-
 // COPY's context would put what was fed in into the log, hence errhidecontext() on these errors.
 // How to write what type input refuses: most often a literal without a cast.
 constexpr const char *kWriteHint =
@@ -16,25 +13,109 @@ constexpr const char *kWriteHint =
     "envcrypt.encrypt('value'), or bind a parameter of that type. COPY takes encrypted values "
     "only.";
 
-}  // namespace
-
-static void require_valid_typmod(int32 typmod) {
-    const auto number = static_cast<std::uint8_t>(typmod_type(typmod));
-    if (number == 0 || number > value::kLastType)
-        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                        errmsg("invalid type modifier of type encrypted")));
+// A word as SQL reads it in a declaration: a type or label that is a name stands bare.
+std::string quote_word(std::string_view word) {
+    const std::string text(word);
+    const int keyword = ScanKeywordLookup(text.c_str(), &ScanKeywords);
+    const bool reserved =
+        keyword >= 0 && (ScanKeywordCategories[keyword] == RESERVED_KEYWORD ||
+                         ScanKeywordCategories[keyword] == TYPE_FUNC_NAME_KEYWORD);
+    const bool bare =
+        text.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string::npos;
+    return bare && !reserved ? text : "'" + text + "'";
 }
 
-bool require_fit(value::Type type, int32 typmod, [[maybe_unused]] fmNodePtr soft) {
-    if (typmod == kNoTypmod || typmod_type(typmod) == type) return true;
-    require_valid_typmod(typmod);  // a caller of the cast functions can give any number
-    ENVCRYPT_SAVE_ERROR(soft,
-                        (errcode(ERRCODE_DATA_EXCEPTION),
-                         errmsg("a value of type %s does not fit a column of type encrypted(%s)",
-                                value::type_name(type), value::type_name(typmod_type(typmod))),
-                         errhint("Cast the plaintext to %s before it is encrypted.",
-                                 value::type_name(typmod_type(typmod)))));
+}  // namespace
+
+value::Declaration declaration_of(int32 typmod) {
+    const std::optional<value::Declaration> declaration = value::from_typmod(typmod);
+    if (!declaration)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("invalid type modifier of type encrypted")));
+    return *declaration;
+}
+
+char *declaration_name(const value::Declaration &declaration) {
+    char words[80];
+    ErrorReport report;
+    if (!guarded(report,
+                 [&] { copy_text(words, value::declaration_text(declaration, quote_word)); }))
+        raise(report);
+    return psprintf("encrypted(%s)", words);
+}
+
+static const char *label_name(value::Label label) {
+    char text[8];
+    ErrorReport report;
+    if (!guarded(report, [&] { copy_text(text, value::label_text(label)); })) raise(report);
+    return pstrdup(text);
+}
+
+bool fits(const value::Header &header, const value::Declaration &declaration) {
+    return header.type == declaration.type && header.label == declaration.label &&
+           (header.has_token ? header.token.mode : value::SearchMode::none) == declaration.search;
+}
+
+bool require_fit(const value::Header &header, const value::Declaration &declaration,
+                 [[maybe_unused]] fmNodePtr soft) {
+    if (fits(header, declaration)) return true;
+    const char *column = declaration_name(declaration);
+    if (header.type != declaration.type) {
+        ENVCRYPT_SAVE_ERROR(soft, (errcode(ERRCODE_DATA_EXCEPTION),
+                                   errmsg("a value of type %s does not fit a column of type %s",
+                                          value::type_name(header.type), column),
+                                   errhint("Cast the plaintext to %s before it is encrypted.",
+                                           value::type_name(declaration.type))));
+        return false;
+    }
+    if (header.label != declaration.label) {
+        ENVCRYPT_SAVE_ERROR(
+            soft, (errcode(ERRCODE_DATA_EXCEPTION),
+                   header.label == 0
+                       ? errmsg("a value without a label does not fit a column of type %s", column)
+                       : errmsg("a value with the label %s does not fit a column of type %s",
+                                label_name(header.label), column),
+                   errhint("Assign the plaintext, decrypted where it came from; the column's "
+                           "declaration then encrypts it.")));
+        return false;
+    }
+    ENVCRYPT_SAVE_ERROR(
+        soft,
+        (errcode(ERRCODE_DATA_EXCEPTION),
+         header.has_token
+             ? errmsg("a value that is %s does not fit a column of type %s",
+                      value::search_word(header.token.mode), column)
+             : errmsg("a value without a search token does not fit a column of type %s", column),
+         errhint("Assign the plaintext; the column's declaration then encrypts it.")));
     return false;
+}
+
+value::Parsed parse_value(ByteView bytes) {
+    value::Parsed parsed;
+    const value::Fault fault = value::parse(bytes, parsed);
+    if (unlikely(fault != value::Fault::none))
+        ereport(ERROR,
+                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
+                 errdetail("The check that failed: %s.", value::fault_name(fault))));
+    return parsed;
+}
+
+value::Label read_label(ByteView label) {
+    if (label.empty()) return 0;
+    const std::optional<value::Label> read = value::make_label(as_text(label));
+    if (!read)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid label"),
+                        errdetail("A label has one to five letters a to z.")));
+    return *read;
+}
+
+int32 argument_typmod(const FmgrInfo *function, int argument) {
+    if (function->fn_expr == nullptr || !IsA(function->fn_expr, FuncExpr)) return kNoTypmod;
+    List *arguments = reinterpret_cast<FuncExpr *>(function->fn_expr)->args;
+    if (list_length(arguments) <= argument) return kNoTypmod;
+    auto *node = static_cast<Node *>(list_nth(arguments, argument));
+    const int32 typmod = exprTypmod(node);
+    return getBaseType(exprType(node)) == exprType(node) ? typmod : kNoTypmod;
 }
 
 ENVCRYPT_FUNCTION(envcrypt_in) {
@@ -65,7 +146,8 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
                               errmsg("invalid input for type encrypted"),
                               errdetail("The check that failed: %s.", value::fault_name(fault)),
                               errhint("%s", kWriteHint), errhidecontext(true)));
-    if (!require_fit(parsed.header.type, typmod, fcinfo->context)) PG_RETURN_NULL();
+    if (typmod != kNoTypmod && !require_fit(parsed.header, declaration_of(typmod), fcinfo->context))
+        PG_RETURN_NULL();
     SET_VARSIZE(result, VARHDRSZ + *decoded);
     PG_RETURN_BYTEA_P(result);
 }
@@ -92,7 +174,7 @@ ENVCRYPT_FUNCTION(envcrypt_recv) {
                         errmsg("invalid binary input for type encrypted"),
                         errdetail("The check that failed: %s.", value::fault_name(fault)),
                         errhint("%s", kWriteHint), errhidecontext(true)));
-    require_fit(parsed.header.type, typmod);
+    if (typmod != kNoTypmod) require_fit(parsed.header, declaration_of(typmod));
     auto *result = static_cast<bytea *>(palloc(VARHDRSZ + length));
     SET_VARSIZE(result, VARHDRSZ + length);
     memcpy(VARDATA(result), bytes, length);
@@ -108,33 +190,47 @@ ENVCRYPT_FUNCTION(envcrypt_typmod_in) {
     int count;
     deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), CSTRINGOID, -2, false, TYPALIGN_CHAR, &words,
                       nullptr, &count);
-    if (count == 1)
-        for (const value::Type type : kDeclarable)
-            if (strcmp(DatumGetCString(words[0]), value::type_name(type)) == 0)
-                PG_RETURN_INT32(static_cast<int32>(type) << 26);
-    ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                    errmsg("invalid declaration of an encrypted column"),
-                    errhint("Declare encrypted(text) or encrypted(bytea).")));
+    constexpr int max_words = 8;
+    std::string_view views[max_words];
+    count = Min(count, max_words);
+    for (int i = 0; i < count; ++i) views[i] = DatumGetCString(words[i]);
+    int32 typmod = kNoTypmod;
+    ErrorReport report;
+    if (guarded(report, [&]() -> Status {
+            const Result<value::Declaration> declaration =
+                value::read_declaration({views, static_cast<std::size_t>(count)});
+            if (!declaration) return declaration.error();
+            typmod = value::to_typmod(*declaration);
+            return Unit{};
+        }))
+        PG_RETURN_INT32(typmod);
+    ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s", report.message),
+                    errdetail("%s", report.detail), errhint("%s", report.hint)));
 }
 
 ENVCRYPT_FUNCTION(envcrypt_typmod_out) {
-    const int32 typmod = PG_GETARG_INT32(0);
-    require_valid_typmod(typmod);
-    PG_RETURN_CSTRING(psprintf("(%s)", value::type_name(typmod_type(typmod))));
+    // "encrypted(...)" without its first word
+    PG_RETURN_CSTRING(declaration_name(declaration_of(PG_GETARG_INT32(0))) + strlen("encrypted"));
 }
 
-// The length coercion encrypted -> encrypted(...): what a column of another declaration may take
-// over.
-ENVCRYPT_FUNCTION(envcrypt_coerce) {
-    auto *stored = PG_GETARG_BYTEA_PP(0);
-    value::Parsed parsed;
-    const value::Fault fault = value::parse(varlena_bytes(stored), parsed);
-    if (fault != value::Fault::none)
-        ereport(ERROR,
-                (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION), errmsg("invalid encrypted value"),
-                 errdetail("The check that failed: %s.", value::fault_name(fault))));
-    require_fit(parsed.header.type, PG_GETARG_INT32(1));
-    PG_RETURN_DATUM(PG_GETARG_DATUM(0));
+// declaration(typmod): its parts, for the view columns.
+ENVCRYPT_FUNCTION(envcrypt_declaration) {
+    TupleDesc descriptor;
+    if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
+        ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                        errmsg("declaration() must be called where a record is accepted")));
+    Datum values[3] = {};
+    bool nulls[3] = {true, true, true};
+    if (PG_GETARG_INT32(0) != kNoTypmod) {
+        const value::Declaration declaration = declaration_of(PG_GETARG_INT32(0));
+        values[0] = CStringGetTextDatum(value::type_name(declaration.type));
+        values[1] = CStringGetTextDatum(value::search_word(declaration.search));
+        values[2] = CStringGetTextDatum(label_name(declaration.label));
+        nulls[0] = false;
+        nulls[1] = declaration.search == value::SearchMode::none;
+        nulls[2] = declaration.label == 0;
+    }
+    PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
 }  // namespace envcrypt::pg

@@ -1,6 +1,7 @@
 // What the files of this folder share about the type `encrypted`: its typmod, and values as Datums.
 #pragma once
 
+#include "value/declaration.hpp"
 #include "value/value.hpp"
 
 #include "pg/guard.hpp"
@@ -8,19 +9,33 @@
 
 namespace envcrypt::pg {
 
-// A declaration: plaintext type << 26 | search mode << 24 | label; -1 is none.
 inline constexpr int32 kNoTypmod = -1;
-inline value::Type typmod_type(int32 typmod) {
-    return static_cast<value::Type>(typmod >> 26 & 0x1f);
-}
+// What a column declares. Raises for a number that is no declaration, which a caller of the cast
+// functions can give; must not be kNoTypmod.
+value::Declaration declaration_of(int32 typmod);
+// "encrypted(text, searchable, ssn)", as SQL reads it.
+char *declaration_name(const value::Declaration &declaration);
 
 inline ByteView varlena_bytes(const void *varlena) {
     return {reinterpret_cast<const std::uint8_t *>(VARDATA_ANY(varlena)),
             static_cast<std::size_t>(VARSIZE_ANY_EXHDR(varlena))};
 }
 
-// True where a value of this type fits into a column declared so. Raises where it does not; from
-// PostgreSQL 16 on, reports that into `soft` and returns false if an input function was given one.
-bool require_fit(value::Type type, int32 typmod, fmNodePtr soft = nullptr);
+// Whether a value that is declared so itself may stand in a column of that declaration.
+bool fits(const value::Header &header, const value::Declaration &declaration);
+// True where it does. Raises where it does not; from PostgreSQL 16 on, reports that into `soft` and
+// returns false if an input function was given one.
+bool require_fit(const value::Header &header, const value::Declaration &declaration,
+                 fmNodePtr soft = nullptr);
+
+// The parts of a stored value. Raises where it is none.
+value::Parsed parse_value(ByteView bytes);
+
+// A label that was written in a call. Raises where it is none; `""` is no label.
+value::Label read_label(ByteView label);
+
+// The declaration of the column that the n-th argument of the call is, where the parser knows it;
+// kNoTypmod where it does not.
+int32 argument_typmod(const FmgrInfo *function, int argument);
 
 }  // namespace envcrypt::pg

@@ -235,6 +235,19 @@ bool run_operations(ErrorReport &report) {
     return ok;
 }
 
+void run_batch() {
+    Backend &state = backend();
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            state.runs.clear();
+            for (const auto &operation : state.batch) state.runs.push_back({operation.get()});
+        }))
+        raise(report);
+    if (run_operations(report)) return;
+    abandon(state);
+    raise(report);
+}
+
 bool run_operation(ErrorReport &report) {
     Backend &state = backend();
     if (!guarded(report, [&] {

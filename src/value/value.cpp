@@ -24,39 +24,6 @@ constexpr const char *kTypeNames[] = {
     "date", "timestamp", "timestamptz", "interval", "uuid", "inet", "jsonb", "text[]"};
 static_assert(std::size(kTypeNames) == kLastType + 1);
 
-bool label_is_valid(Label label) {
-    // read from the right: once a letter was seen, every place to its left holds one
-    bool seen = false;
-    std::size_t places = 0;
-    for (; label != 0; label /= 27, ++places) {
-        if (label % 27 != 0)
-            seen = true;
-        else if (seen)
-            return false;
-    }
-    return seen && places == kLabelLetters;
-}
-
-bool searchable(Type type, SearchMode mode) {
-    switch (type) {
-        case Type::text:
-            return mode != SearchMode::none;
-        case Type::bytea:
-        case Type::int2:
-        case Type::int4:
-        case Type::int8:
-        case Type::numeric:
-        case Type::date:
-        case Type::timestamp:
-        case Type::timestamptz:
-        case Type::uuid:
-        case Type::inet:
-            return mode == SearchMode::exact;
-        default:
-            return false;
-    }
-}
-
 std::size_t authenticated_size(const Header &header) {
     return kOverhead - crypto::kTagSize + (header.label != 0 ? kLabelSize : 0) +
            (header.has_token ? kTokenFieldSize : 0);
@@ -90,6 +57,39 @@ private:
 };
 
 }  // namespace
+
+bool is_label(Label label) {
+    // read from the right: once a letter was seen, every place to its left holds one
+    bool seen = false;
+    std::size_t places = 0;
+    for (; label != 0; label /= 27, ++places) {
+        if (label % 27 != 0)
+            seen = true;
+        else if (seen)
+            return false;
+    }
+    return seen && places == kLabelLetters;
+}
+
+bool is_searchable(Type type, SearchMode mode) {
+    switch (type) {
+        case Type::text:
+            return mode != SearchMode::none;
+        case Type::bytea:
+        case Type::int2:
+        case Type::int4:
+        case Type::int8:
+        case Type::numeric:
+        case Type::date:
+        case Type::timestamp:
+        case Type::timestamptz:
+        case Type::uuid:
+        case Type::inet:
+            return mode == SearchMode::exact;
+        default:
+            return false;
+    }
+}
 
 const char *type_name(Type type) {
     const auto number = static_cast<std::uint8_t>(type);
@@ -160,7 +160,7 @@ Fault parse(ByteView bytes, Parsed &parsed) noexcept {
     if ((flags & kLabelBit) != 0) {
         if (bytes.size() < kOverhead + kLabelSize) return Fault::too_short;
         header.label = Label{bytes[at]} << 16 | Label{bytes[at + 1]} << 8 | bytes[at + 2];
-        if (!label_is_valid(header.label)) return Fault::bad_label;
+        if (!is_label(header.label)) return Fault::bad_label;
         at += kLabelSize;
     } else if (header.has_token) {
         return Fault::token_without_label;
@@ -169,7 +169,7 @@ Fault parse(ByteView bytes, Parsed &parsed) noexcept {
         if (bytes.size() < kMaxOverhead) return Fault::too_short;
         header.token.mode = static_cast<SearchMode>(bytes[at] >> 6);
         header.token.version = bytes[at] & 0x3f;
-        if (!searchable(header.type, header.token.mode)) return Fault::bad_search_mode;
+        if (!is_searchable(header.type, header.token.mode)) return Fault::bad_search_mode;
         if (header.token.version == 0) return Fault::bad_search_version;
         std::memcpy(header.token.bytes.data(), bytes.data() + at + 1, crypto::kTokenSize);
         at += kTokenFieldSize;

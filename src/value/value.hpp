@@ -44,6 +44,9 @@ enum class SearchMode : std::uint8_t { none = 0, exact = 1, nocase = 2, digits =
 using Label = std::uint32_t;
 std::optional<Label> make_label(std::string_view letters);
 std::string label_text(Label label);
+bool is_label(Label label);
+// Whether values of that type may bear a token of that mode.
+bool is_searchable(Type type, SearchMode mode);
 
 struct Token {
     SearchMode mode = SearchMode::none;

@@ -5,6 +5,9 @@
 \set teardown :dir '/teardown.sql'
 \i :setup
 \set ECHO all
+-- of the data keys; those of search are in search.sql
+DELETE FROM envcrypt.wrapped_key WHERE key_id IN (SELECT key_id FROM envcrypt.data_key WHERE purpose = 'search');
+DELETE FROM envcrypt.data_key WHERE purpose = 'search';
 -- changes by hand are seen at once
 CREATE TABLE t AS SELECT envcrypt.encrypt('acme') v, envcrypt.encrypt('other', 'other') w;
 SELECT envcrypt.decrypt(v), envcrypt.decrypt(w) FROM t;

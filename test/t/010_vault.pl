@@ -38,10 +38,10 @@ works($dba, "SELECT milliseconds BETWEEN 0 AND 60000 FROM envcrypt.check_server(
 
 # --- the main job
 works($dba, "SELECT envcrypt.create_tenant('acme', 'kms'), envcrypt.create_tenant('other', 'kms')", '|', 'create_tenant');
-works($dba, 'SELECT tenant, purpose, version, state, suite FROM envcrypt.data_key ORDER BY 1',
-	"acme|data|1|active|1\nother|data|1|active|1", 'both have an active key');
+works($dba, 'SELECT tenant, purpose, version, state, suite FROM envcrypt.data_key ORDER BY 1, 2',
+	"acme|data|1|active|1\nacme|search|1|active|1\nother|data|1|active|1\nother|search|1|active|1", 'both have a data key and a search key');
 works($dba, "SELECT server, master_key, master_key_version, convert_from(wrapped, 'UTF8') LIKE 'vault:v1:%'
-	FROM envcrypt.wrapped_key", "kms|app|1|t\nkms|app|1|t", 'wrapped by the master key');
+	FROM envcrypt.wrapped_key", join("\n", ("kms|app|1|t") x 4), 'wrapped by the master key');
 $dba->value("
 	CREATE ROLE app LOGIN;
 	CREATE ROLE clerk LOGIN;

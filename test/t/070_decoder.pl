@@ -36,7 +36,7 @@ for my $id (sort keys %text)
 
 # --- the data key, by the context that doc/format.md says
 my ($key_id, $wrapped, $commitment) = split /\|/, $dba->value("SELECT lpad(to_hex(key_id), 16, '0'), convert_from(wrapped, 'UTF8'), encode(commitment, 'hex')
-	FROM envcrypt.wrapped_key JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'patient:42'");
+	FROM envcrypt.wrapped_key JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'patient:42' AND purpose = 'data'");
 my $context = join "\0", 'envcrypt1', 'data', $key_id, 'patient:42';
 my $dek = decode_base64($bao->run('write', '-field=plaintext', 'transit/decrypt/app', "ciphertext=$wrapped",
 	'context=' . encode_base64($context, '')));
