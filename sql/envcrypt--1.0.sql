@@ -313,6 +313,10 @@ CREATE FUNCTION envcrypt.declaration(typmod integer, OUT type text, OUT search t
 COMMENT ON FUNCTION envcrypt.declaration(integer) IS
     'The parts of a column''s declaration, from its type modifier (pg_attribute.atttypmod); NULLs for -1. Errors: 22023.';
 
+CREATE FUNCTION envcrypt.raise_error(sqlstate text, message text, hint text) RETURNS text
+    AS 'MODULE_PATHNAME', 'envcrypt_raise_error' LANGUAGE C STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.raise_error(text, text, text) IS 'Raises an error, for functions of envcrypt that are written in SQL.';
+
 -- What touches keys is nobody's.
 DO $$
 DECLARE
@@ -393,6 +397,116 @@ COMMENT ON FUNCTION envcrypt.cached_keys() IS 'The rows of the view cache.';
 CREATE VIEW envcrypt.cache AS SELECT * FROM envcrypt.cached_keys();
 COMMENT ON VIEW envcrypt.cache IS
     'The keys that this session holds unwrapped, since when, and for how long before the KMS is asked again.';
+
+---------------------------------------------------------------- declared columns
+CREATE VIEW envcrypt.columns AS
+    SELECT n.nspname AS schema, c.relname AS "table", a.attname AS "column",
+        pg_catalog.format_type(a.atttypid, a.atttypmod) AS data_type, d.type, d.search, d.label,
+        ARRAY(SELECT i.indexrelid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_index i
+            WHERE i.indrelid OPERATOR(pg_catalog.=) a.attrelid AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey) ORDER BY 1) AS indexes
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
+    CROSS JOIN LATERAL envcrypt.declaration(CASE WHEN t.typtype OPERATOR(pg_catalog.=) 'd' THEN t.typtypmod ELSE a.atttypmod END) d
+    WHERE 'envcrypt.encrypted'::pg_catalog.regtype OPERATOR(pg_catalog.=) ANY (ARRAY[t.oid, t.typbasetype, t.typelem])
+        AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,f,m}'::pg_catalog."char"[]);
+COMMENT ON VIEW envcrypt.columns IS
+    'Every encrypted column of the database: the plaintext type, search mode and label that it declares (NULL where it does not), and the indexes on it.';
+REVOKE ALL ON envcrypt.columns FROM PUBLIC;
+
+CREATE FUNCTION envcrypt.count_values("table" regclass, "column" name,
+        OUT tenant text, OUT key_version integer, OUT key_id text, OUT "values" bigint) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'envcrypt_count_values' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION envcrypt.count_values(regclass, name) IS
+    'How many values of a column are encrypted under which key; tenant and key_version are NULL where the key is not in this database. Needs SELECT on the column, and no key.';
+REVOKE ALL ON FUNCTION envcrypt.count_values(regclass, name) FROM PUBLIC;
+
+CREATE FUNCTION envcrypt.view_ddl("table" regclass, tenant_column name DEFAULT '') RETURNS text
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $view_ddl$
+WITH col AS (
+    SELECT a.attnum, a.attname, quote_ident(a.attname) AS name, quote_ident(left(a.attname, 53) || '_encrypted') AS raw,
+        format_type(a.atttypid, a.atttypmod) AS own_type, d.type, d.search, d.label,
+        d.type IS NOT NULL AS is_plain, a.attgenerated <> '' AS is_generated, a.attidentity <> '' AS is_identity,
+        CASE WHEN a.attgenerated <> '' THEN NULL
+            WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(a.attrelid::regclass::text, a.attname))
+            ELSE pg_get_expr(x.adbin, x.adrelid) END AS default_,
+        a.attnum = ANY (coalesce(k.conkey, '{}')) AS in_key
+    FROM pg_attribute a
+    LEFT JOIN pg_attrdef x ON x.adrelid = a.attrelid AND x.adnum = a.attnum
+    LEFT JOIN pg_constraint k ON k.conrelid = a.attrelid AND k.contype = 'p'
+    LEFT JOIN LATERAL envcrypt.declaration(a.atttypmod) d ON a.atttypid = 'envcrypt.encrypted'::regtype
+    WHERE a.attrelid = "table" AND a.attnum > 0 AND NOT a.attisdropped
+), written AS (
+    SELECT *, CASE WHEN is_plain THEN format('envcrypt.encrypt(NEW.%s::%s%s%s%s)', name, type,
+            CASE WHEN tenant_column <> '' THEN format(', tenant => NEW.%I::text', tenant_column) END,
+            CASE WHEN label IS NOT NULL THEN format(', label => %L', label) END,
+            CASE WHEN search IS NOT NULL THEN format(', search => %L', search) END)
+        ELSE 'NEW.' || name END AS new_value
+    FROM col
+), rel AS (
+    SELECT format('%I.%I', n.nspname, c.relname) AS base, format('%I.%I', n.nspname, left(c.relname, 57) || '_plain') AS view,
+        format('%I.%I', n.nspname, left(c.relname, 51) || '_plain_write') AS function
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = "table"
+), part AS (
+    SELECT string_agg(CASE WHEN NOT is_plain THEN 't.' || name
+                WHEN type = 'text' THEN format('envcrypt.decrypt(t.%1$s) AS %1$s', name)
+                WHEN type = 'jsonb' THEN format('envcrypt.decrypt_as(t.%1$s, NULL::jsonb) AS %1$s', name)
+                ELSE format('t.%1$s::%2$s AS %1$s', name, type) END
+            || CASE WHEN search IS NOT NULL THEN format(', t.%s AS %s', name, raw) ELSE '' END, E',\n        ' ORDER BY attnum) AS selected,
+        string_agg(name, ', ' ORDER BY attnum) FILTER (WHERE NOT is_generated) AS names,
+        string_agg(new_value, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_generated) AS inserted,
+        string_agg(CASE WHEN is_plain THEN format('%1$s = CASE WHEN NEW.%1$s IS DISTINCT FROM OLD.%1$s%2$s THEN %3$s ELSE t.%1$s END', name,
+                CASE WHEN tenant_column <> '' THEN format(' OR NEW.%1$I IS DISTINCT FROM OLD.%1$I', tenant_column) ELSE '' END, new_value)
+            ELSE format('%1$s = NEW.%1$s', name) END, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_generated AND NOT is_identity) AS updated,
+        string_agg(format('t.%1$s = OLD.%1$s', name), ' AND ' ORDER BY attnum) FILTER (WHERE in_key) AS found,
+        string_agg('NEW.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_generated) AS generated,
+        string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_generated) AS generated_from,
+        bool_or(is_identity) AS has_identity, bool_or(is_plain) AS any_plain,
+        bool_or(in_key AND is_plain) AS encrypted_key
+    FROM written
+), defaults AS (
+    SELECT string_agg(format(E'ALTER VIEW %s ALTER %s SET DEFAULT %s;\n', rel.view, name,
+            CASE WHEN is_plain THEN format('(%s)::%s', default_, type) ELSE default_ END), '' ORDER BY attnum) AS ddl
+    FROM written, rel WHERE default_ IS NOT NULL
+)
+SELECT CASE
+    WHEN base IS NULL THEN NULL
+    WHEN NOT any_plain THEN envcrypt.raise_error('42809', format('table %s has no column that declares what it encrypts', base),
+        'Declare encrypted(TYPE) for its columns.')
+    WHEN found IS NULL OR encrypted_key THEN envcrypt.raise_error('42809', format('table %s has no primary key that is not encrypted', base),
+        'The view writes by the primary key: add one.')
+    WHEN tenant_column <> '' AND NOT EXISTS (SELECT FROM col WHERE attname = tenant_column AND type IS NULL) THEN
+        envcrypt.raise_error('42703', format('table %s has no such column for the tenant that is not encrypted', base), 'Name the column that holds the row''s tenant.')
+    ELSE format($ddl$-- Plaintext to whoever may decrypt: the view runs as the caller. Write to its plaintext columns; the columns *_encrypted are
+-- there to be searched: WHERE envcrypt.matches(..._encrypted, value).
+CREATE VIEW %1$s WITH (security_invoker = true) AS
+    SELECT %2$s
+    FROM %3$s t;
+%4$sCREATE FUNCTION %5$s() RETURNS trigger LANGUAGE plpgsql AS $write$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO %3$s AS t (%6$s)%7$s VALUES
+            (%8$s)%9$s;
+        RETURN NEW;
+    ELSIF TG_OP = 'UPDATE' THEN
+        UPDATE %3$s t SET
+            %10$s
+            WHERE %11$s%9$s;
+        RETURN CASE WHEN FOUND THEN NEW END;
+    END IF;
+    DELETE FROM %3$s t WHERE %11$s;
+    RETURN CASE WHEN FOUND THEN OLD END;
+END $write$;
+CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON %1$s
+    FOR EACH ROW EXECUTE FUNCTION %5$s();
+$ddl$, view, selected, base, defaults.ddl, function, names, CASE WHEN has_identity THEN ' OVERRIDING SYSTEM VALUE' END, inserted,
+        CASE WHEN generated IS NOT NULL THEN format(' RETURNING %s INTO %s', generated_from, generated) END, updated, found)
+    END
+FROM part LEFT JOIN rel ON true, defaults
+$view_ddl$;
+COMMENT ON FUNCTION envcrypt.view_ddl(regclass, name) IS
+    'The DDL of a view TABLE_plain whose columns have the plaintext types, with triggers that encrypt what is written to it, by the tenant that tenant_column of the row names or else envcrypt.tenant. Run it; it is yours. Errors: 42809 no declared column or primary key, 42703 tenant_column.';
 
 REVOKE ALL ON FUNCTION
     envcrypt.grant_access(regrole, text[]), envcrypt.revoke_access(regrole, text[]),

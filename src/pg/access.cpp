@@ -29,6 +29,7 @@ constexpr RightFunction kFunctions[] = {
     {"manage", "envcrypt_create_tenant"},
     {"manage", "envcrypt_cached_keys"},
     {kAnyRight, "envcrypt_inspect"},
+    {kAnyRight, "envcrypt_count_values"},
     {kAnyRight, "envcrypt_load_keys"},
     {kAnyRight, "envcrypt_set_credential"},
     {kAnyRight, "envcrypt_clear_credential"},
@@ -116,7 +117,8 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
         const char *right = TextDatumGetCString(rights[i]);
         change_functions(right, change, direction, role_name);
         if (strcmp(right, "manage") == 0)
-            execute(psprintf("%s SELECT ON envcrypt.cache %s %s", change, direction, role_name));
+            execute(psprintf("%s SELECT ON envcrypt.cache, envcrypt.columns %s %s", change,
+                             direction, role_name));
     }
     if (grant || !holds_any_right(role)) {
         execute(psprintf("%s USAGE ON SCHEMA envcrypt %s %s", change, direction, role_name));

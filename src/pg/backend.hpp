@@ -81,11 +81,16 @@ Backend *backend_if_any();
 // The settings (module.cpp).
 extern char *setting_tenant;
 extern std::uint64_t tenant_setting_changes;  // counts assignments of envcrypt.tenant
+extern bool setting_tenant_per_transaction;   // envcrypt.tenant_scope = transaction
 extern int setting_kms_timeout;               // milliseconds
 extern int setting_kms_concurrency;
 extern int setting_cache_ttl;  // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
+
+// Raises where the tenant that envcrypt.tenant names was set for the session, or by another
+// transaction, and envcrypt.tenant_scope refuses that.
+void require_tenant_scope();
 
 // Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted
 // and expired keys dropped. A PostgreSQL frame; costs one reading of the coarse clock.

@@ -55,4 +55,14 @@ void raise(const ErrorReport &report) {
     pg_unreachable();
 }
 
+// raise_error(sqlstate, message, hint): for functions of ours that are written in SQL.
+ENVCRYPT_FUNCTION(envcrypt_raise_error) {
+    const char *state = text_to_cstring(PG_GETARG_TEXT_PP(0));
+    if (strlen(state) != 5 || strncmp(state, "00", 2) == 0)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid SQLSTATE")));
+    ereport(ERROR, (errcode(MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4])),
+                    errmsg("%s", text_to_cstring(PG_GETARG_TEXT_PP(1))),
+                    errhint("%s", text_to_cstring(PG_GETARG_TEXT_PP(2)))));
+}
+
 }  // namespace envcrypt::pg

@@ -17,6 +17,7 @@ namespace envcrypt::pg {
 
 char *setting_tenant = nullptr;
 std::uint64_t tenant_setting_changes = 0;
+bool setting_tenant_per_transaction = false;
 int setting_kms_timeout = 10000;
 int setting_kms_concurrency = 32;
 int setting_cache_ttl = 300;
@@ -35,8 +36,26 @@ bool check_tenant(char **value, void **, GucSource) {
     return false;
 }
 
+enum TenantScope { scope_session, scope_transaction };
+int setting_tenant_scope = scope_session;
+constexpr config_enum_entry kTenantScopes[] = {{"session", scope_session, false},
+                                               {"transaction", scope_transaction, false},
+                                               {nullptr, 0, false}};
+
+void assign_tenant_scope(int scope, void *) {
+    setting_tenant_per_transaction = scope == scope_transaction;
+}
+
+// The transaction that set the tenant last. What a SET LOCAL hid comes back outside of all of them.
+LocalTransactionId tenant_set_in = InvalidLocalTransactionId;
+
 void assign_tenant(const char *, void *) {
     ++tenant_setting_changes;
+    tenant_set_in = MyProc != nullptr ? current_transaction() : InvalidLocalTransactionId;
+}
+
+bool tenant_is_of_this_transaction() {
+    return tenant_set_in != InvalidLocalTransactionId && tenant_set_in == current_transaction();
 }
 
 bool explains_materialized_view(Node *statement) {
@@ -84,11 +103,28 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
 PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo parameters) {
     const Backend *state = backend_if_any();
     if (state != nullptr && !state->brought.empty()) options &= ~CURSOR_OPT_PARALLEL_OK;
+    // nor do they know when the tenant was set
+    if (setting_tenant_per_transaction && !tenant_is_of_this_transaction())
+        options &= ~CURSOR_OPT_PARALLEL_OK;
     return (next_planner_hook != nullptr ? next_planner_hook : standard_planner)(
         query, text, options, parameters);
 }
 
 }  // namespace
+
+void require_tenant_scope() {
+    if (!setting_tenant_per_transaction || tenant_is_of_this_transaction() || IsParallelWorker())
+        return;
+    ereport(
+        ERROR,
+        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+         errmsg("envcrypt.tenant was not set in this transaction"),
+         errdetail("envcrypt.tenant_scope is transaction: whoever used this connection before "
+                   "may have left its own."),
+         errhint("BEGIN; SELECT set_config('envcrypt.tenant', 'NAME', true); or name the tenant "
+                 "in the call.")));
+}
+
 }  // namespace envcrypt::pg
 
 void _PG_init(void) {
@@ -96,6 +132,11 @@ void _PG_init(void) {
     DefineCustomStringVariable("envcrypt.tenant", "Whose key encrypts where no tenant is named.",
                                nullptr, &setting_tenant, "default", PGC_USERSET, 0, check_tenant,
                                assign_tenant, nullptr);
+    DefineCustomEnumVariable(
+        "envcrypt.tenant_scope",
+        "Whether envcrypt.tenant may be set for the session, or for each transaction only.",
+        nullptr, &setting_tenant_scope, scope_session, kTenantScopes, PGC_SUSET, 0, nullptr,
+        assign_tenant_scope, nullptr);
     DefineCustomIntVariable("envcrypt.kms_timeout",
                             "The longest time one key operation with a KMS may take, all in all.",
                             nullptr, &setting_kms_timeout, 10000, 100, 600000, PGC_USERSET,

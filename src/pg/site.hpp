@@ -44,6 +44,7 @@ struct TenantSite {
             ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
                             errdetail("A tenant's name has at most 128 letters.")));
         given = !tenant.empty();
+        if (!given) require_tenant_scope();
         setting_changes = tenant_setting_changes;
         const char *text = given ? reinterpret_cast<const char *>(tenant.data()) : setting_tenant;
         length = given ? tenant.size() : strlen(text);

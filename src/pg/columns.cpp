@@ -1,0 +1,62 @@
+// count_values(): under which keys the values of a column are encrypted.
+#include "pg/keys.hpp"
+#include "pg/rights.hpp"
+#include "pg/type.hpp"
+
+namespace envcrypt::pg {
+
+// count_values(table, column): tenant, key version and how many values bear that key. Reads as the
+// caller, and needs no key.
+ENVCRYPT_FUNCTION(envcrypt_count_values) {
+    require_right(fcinfo->flinfo->fn_oid);
+    const Oid table = PG_GETARG_OID(0);
+    const char *column = NameStr(*PG_GETARG_NAME(1));
+    const char *name = get_rel_name(table);
+    if (name == nullptr)
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE), errmsg("there is no such table")));
+    const AttrNumber attribute = get_attnum(table, column);
+    const char *type = attribute == InvalidAttrNumber
+                           ? nullptr
+                           : format_type_be(getBaseType(get_atttype(table, attribute)));
+    if (type == nullptr)
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+                        errmsg("table %s has no column \"%s\"", name, column)));
+    if (strcmp(type, "envcrypt.encrypted") != 0 && strcmp(type, "encrypted") != 0)
+        ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+                        errmsg("column \"%s\" of table %s is not encrypted", column, name)));
+    InitMaterializedSRF(fcinfo, 0);
+    auto *result = reinterpret_cast<ReturnSetInfo *>(fcinfo->resultinfo);
+    SPI_connect();
+    const char *quoted = quote_identifier(column);
+    const int done = SPI_execute(
+        psprintf("SELECT pg_catalog.substr(envcrypt.encrypted_send(t.%s), 3, 8), "
+                 "pg_catalog.count(*) FROM %s t WHERE t.%s IS NOT NULL GROUP BY 1",
+                 quoted,
+                 quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)), name),
+                 quoted),
+        true, 0);
+    if (done != SPI_OK_SELECT) elog(ERROR, "envcrypt: could not count the values");
+    for (std::uint64_t i = 0; i < SPI_processed; ++i) {
+        bool is_null;
+        HeapTuple row = SPI_tuptable->vals[i];
+        const Datum id = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &is_null);
+        const std::uint64_t key_id = load_be64(varlena_bytes(DatumGetByteaPP(id)).data());
+        Datum values[4] = {};
+        bool nulls[4] = {};
+        KeyRow key;
+        const bool known = find_key(key_id, key);
+        nulls[0] = nulls[1] = !known;
+        if (known) {
+            values[0] = CStringGetTextDatum(key.tenant);
+            values[1] = Int32GetDatum(key.version);
+        }
+        values[2] =
+            CStringGetTextDatum(psprintf("%016llx", static_cast<unsigned long long>(key_id)));
+        values[3] = SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &is_null);
+        tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+    }
+    SPI_finish();
+    return (Datum)0;
+}
+
+}  // namespace envcrypt::pg
