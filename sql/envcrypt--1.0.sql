@@ -174,6 +174,10 @@ COMMENT ON FUNCTION envcrypt.probe_out(envcrypt.probe) IS 'Output: ep1: and base
 COMMENT ON FUNCTION envcrypt.probe_recv(internal) IS 'Binary input: 17 bytes.';
 COMMENT ON FUNCTION envcrypt.probe_send(envcrypt.probe) IS 'Binary output: 17 bytes.';
 
+CREATE FUNCTION envcrypt.probe_eqsel(internal, oid, internal, integer) RETURNS double precision
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_eqsel' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.probe_eqsel(internal, oid, internal, integer) IS 'The selectivity of column = probe.';
+
 -- Comparisons look at tokens, where there are any, or at ciphertext: no key, no error, nothing leaks.
 DO $$
 DECLARE
@@ -192,8 +196,9 @@ BEGIN
                 EXECUTE format('COMMENT ON FUNCTION envcrypt.%s(%s, %s) IS %L', 'encrypted_' || op.name, l.type, r.type,
                     'Implements the operator ' || op.sign || ': by tokens, where there are any, else by ciphertext. Needs no key.');
                 EXECUTE format('CREATE OPERATOR envcrypt.%s (FUNCTION = envcrypt.%s, LEFTARG = %s, RIGHTARG = %s,
-                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = pg_catalog.%ssel, JOIN = pg_catalog.%sjoinsel%s)',
-                    op.sign, 'encrypted_' || op.name, l.type, r.type, op.commutator, op.negator, op.estimator, op.estimator,
+                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = %s, JOIN = pg_catalog.%sjoinsel%s)',
+                    op.sign, 'encrypted_' || op.name, l.type, r.type, op.commutator, op.negator,
+                    CASE WHEN op.sign = '=' AND l.letter <> r.letter THEN 'envcrypt.probe_eqsel' ELSE 'pg_catalog.' || op.estimator || 'sel' END, op.estimator,
                     CASE op.sign WHEN '=' THEN ', MERGES, HASHES' ELSE '' END);
             END LOOP;
             EXECUTE format('CREATE FUNCTION envcrypt.encrypted_cmp(%s, %s) RETURNS integer AS ''MODULE_PATHNAME'', %L

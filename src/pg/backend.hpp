@@ -46,6 +46,23 @@ struct BroughtIdentity {
     std::shared_ptr<const std::map<std::string, SecretBytes, std::less<>>> contents;
 };
 
+// The search keys of a tenant, open.
+struct ResolvedSearch {
+    static constexpr int kMaxKeys = 4;
+    int count = 0;  // 0: not known, or more than fit
+    struct {
+        keyring::OpenKey *key;
+        std::uint64_t serial;
+        int version;
+    } keys[kMaxKeys] = {};
+
+    bool is_open() const {
+        for (int i = 0; i < count; ++i)
+            if (keys[i].key->serial != keys[i].serial) return false;
+        return count > 0;
+    }
+};
+
 // Moves on with every invalidation of the key tables, of servers, user mappings and roles.
 extern std::uint64_t epoch;
 
@@ -68,8 +85,9 @@ struct Backend {
         keyring::OpenKey *key;
         std::uint64_t serial;
     };
-    std::map<std::pair<Oid, std::string>, Resolved> for_sealing;    // by role and tenant
-    std::map<std::pair<Oid, std::uint64_t>, Resolved> for_opening;  // by role and key id
+    std::map<std::pair<Oid, std::string>, Resolved> for_sealing;          // by role and tenant
+    std::map<std::pair<Oid, std::uint64_t>, Resolved> for_opening;        // by role and key id
+    std::map<std::pair<Oid, std::string>, ResolvedSearch> for_searching;  // by role and tenant
     std::uint64_t resolved_epoch = 0;
 };
 

@@ -62,6 +62,7 @@ void follow(Backend &state) {
     if (state.resolved_epoch == epoch) return;
     state.for_opening.clear();
     state.for_sealing.clear();
+    state.for_searching.clear();
     state.resolved_epoch = epoch;
 }
 
@@ -338,6 +339,31 @@ OpenKey &resolve_search_key(const char *tenant, bool tenant_from_setting, int *v
     open_wanted();
     *version = key.version;
     return open_key(key);
+}
+
+ResolvedSearch find_open_search_keys(const char *tenant) {
+    Backend &state = backend();
+    ResolvedSearch keys;
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            follow(state);
+            const auto found =
+                state.for_searching.find(std::pair<Oid, std::string>{GetUserId(), tenant});
+            if (found != state.for_searching.end() && found->second.is_open()) keys = found->second;
+        }))
+        raise(report);
+    return keys;
+}
+
+void keep_search_keys(const char *tenant, const ResolvedSearch &keys, std::uint64_t seen) {
+    Backend &state = backend();
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            if (state.resolved_epoch == seen && epoch == seen)
+                state.for_searching.insert_or_assign(
+                    std::pair<Oid, std::string>{GetUserId(), tenant}, keys);
+        }))
+        raise(report);
 }
 
 List *find_search_keys(const char *tenant, bool tenant_from_setting) {

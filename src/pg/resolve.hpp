@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "keyring/cache.hpp"
+#include "pg/backend.hpp"
 #include "pg/keys.hpp"
 #include "pg/pg.hpp"
 #include "pg/servers.hpp"
@@ -23,6 +24,10 @@ keyring::OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setti
 keyring::OpenKey &resolve_search_key(const char *tenant, bool tenant_from_setting, int *version);
 // All of them that values may bear tokens of; of KeyRow *.
 List *find_search_keys(const char *tenant, bool tenant_from_setting);
+
+// The same where they were opened in this epoch and still are; keys.count is 0 otherwise.
+ResolvedSearch find_open_search_keys(const char *tenant);
+void keep_search_keys(const char *tenant, const ResolvedSearch &keys, std::uint64_t seen);
 
 // Opens a key as the current role's identity at the first place that the role may use.
 keyring::OpenKey &open_key(const KeyRow &key);

@@ -44,26 +44,15 @@ value::Token token_under(keyring::OpenKey &search_key, int key_version,
 
 // The search keys of the tenant that a call site searches for.
 struct SearchSite {
-    static constexpr int kMaxKeys = 4;
     TenantSite tenant;
     std::uint64_t epoch;
     Oid role;
-    int count;  // 0: not known
-    struct {
-        keyring::OpenKey *key;
-        std::uint64_t serial;
-        int version;
-    } keys[kMaxKeys];
+    ResolvedSearch keys;
     Oid source;
     Oid element;  // of an array of plaintexts
     Oid probe;
 
-    bool is_current() const {
-        if (count == 0 || epoch != pg::epoch || role != GetUserId()) return false;
-        for (int i = 0; i < count; ++i)
-            if (keys[i].key->serial != keys[i].serial) return false;
-        return true;
-    }
+    bool is_current() const { return epoch == pg::epoch && role == GetUserId() && keys.is_open(); }
 };
 
 struct Probes {
@@ -87,33 +76,39 @@ struct Probes {
 void add_probes(Probes &probes, SearchSite &site, Oid right, ByteView tenant,
                 const value::Declaration &declaration, ByteView plaintext) {
     follow_epoch();
-    if (site.is_current() && site.tenant.is_same(tenant)) {
-        for (int i = 0; i < site.count; ++i)
-            probes.add(
-                token_under(*site.keys[i].key, site.keys[i].version, declaration, plaintext));
+    const std::uint64_t seen = epoch;
+    if (!site.is_current() || !site.tenant.is_same(tenant)) {
+        site.tenant.set(tenant);
+        require_right(right);
+        site.keys = find_open_search_keys(site.tenant.name);
+        site.epoch = seen;
+        site.role = GetUserId();
+    }
+    if (site.keys.count > 0) {
+        for (int i = 0; i < site.keys.count; ++i)
+            probes.add(token_under(*site.keys.keys[i].key, site.keys.keys[i].version, declaration,
+                                   plaintext));
         return;
     }
-    site.count = 0;
-    site.tenant.set(tenant);
-    const std::uint64_t seen = epoch;
-    require_right(right);
     List *rows = find_search_keys(site.tenant.name, !site.tenant.given);
     begin_wanting();
     ListCell *cell;
     foreach (cell, rows) want_key(*static_cast<KeyRow *>(lfirst(cell)));
     open_wanted();
+    ResolvedSearch keys;
     int count = 0;
     foreach (cell, rows) {
         const auto *row = static_cast<KeyRow *>(lfirst(cell));
         keyring::OpenKey &key = open_key(*row);
         probes.add(token_under(key, row->version, declaration, plaintext));
-        if (count < SearchSite::kMaxKeys) site.keys[count] = {&key, key.serial, row->version};
+        if (count < ResolvedSearch::kMaxKeys) keys.keys[count] = {&key, key.serial, row->version};
         ++count;
     }
-    if (count > SearchSite::kMaxKeys) return;
-    site.count = count;
+    if (count > ResolvedSearch::kMaxKeys) return;
+    keys.count = count;
+    site.keys = keys;
     site.epoch = seen;
-    site.role = GetUserId();
+    keep_search_keys(site.tenant.name, keys, seen);
 }
 
 Datum probe_array(FunctionCallInfo fcinfo, SearchSite &site, const Probes &probes) {
@@ -410,6 +405,19 @@ ENVCRYPT_FUNCTION(envcrypt_matches_support) {
     const Oid element = get_element_type(exprType(sought));
     require_searchable(declaration_of(typmod), OidIsValid(element) ? element : exprType(sought));
     PG_RETURN_POINTER(index_condition(column, sought, typmod));
+}
+
+// The selectivity of column = probe. The planner takes an array that it does not know for ten
+// elements, and asks for one of them with a dummy in its place; search() yields one for each search
+// key, which is one most of the time. Else a generic plan would seem ten times as costly as it is,
+// and every execution be planned anew.
+ENVCRYPT_FUNCTION(envcrypt_probe_eqsel) {
+    constexpr double unknown_elements = 10;
+    const double selectivity = DatumGetFloat8(eqsel(fcinfo));
+    const auto *arguments = reinterpret_cast<List *>(PG_GETARG_POINTER(2));
+    const bool is_dummy = list_length(arguments) == 2 && (IsA(linitial(arguments), CaseTestExpr) ||
+                                                          IsA(lsecond(arguments), CaseTestExpr));
+    PG_RETURN_FLOAT8(is_dummy ? selectivity / unknown_elements : selectivity);
 }
 
 // Reached only where nothing planned the call.
