@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
+#include "value/declaration.hpp"
 #include "value/value.hpp"
 
 namespace {
@@ -66,10 +68,36 @@ void fuzz_text(ByteView input) {
     require(std::equal(input.begin(), input.end(), back.begin()));
 }
 
+// A declaration as a number and as words, and the canonical bytes of a plaintext.
+void fuzz_declaration(ByteView input) {
+    if (input.size() >= 4) {
+        std::int32_t typmod;
+        std::memcpy(&typmod, input.data(), sizeof(typmod));
+        if (const auto declaration = value::from_typmod(typmod)) {
+            require(value::to_typmod(*declaration) == typmod);
+            require(typmod >= 0);
+        }
+    }
+    std::vector<std::string_view> words;
+    for (std::string_view rest = as_text(input); !rest.empty() && words.size() < 8;) {
+        const std::size_t end = std::min(rest.find(' '), rest.size());
+        words.push_back(rest.substr(0, end));
+        rest.remove_prefix(std::min(end + 1, rest.size()));
+    }
+    if (const auto declaration = value::read_declaration(words))
+        require(value::from_typmod(value::to_typmod(*declaration)) == *declaration);
+    for (const value::SearchMode mode :
+         {value::SearchMode::exact, value::SearchMode::nocase, value::SearchMode::digits})
+        for (const value::Type type : {value::Type::text, value::Type::numeric, value::Type::bytea})
+            if (const auto canonical = value::canonical(type, mode, input))
+                require(canonical->size() <= input.size());
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
     fuzz_parse({data, size});
     fuzz_text({data, size});
+    fuzz_declaration({data, size});
     return 0;
 }
