@@ -18,6 +18,7 @@ enum class ErrorCode : std::uint8_t {
     malformed_text,   // text that is not the text form of a stored value
     mismatch,         // tag, label, type or associated data do not fit the value
     corrupt,          // a stored or unwrapped key is not what its commitment says
+    damaged,          // an answer's checksum is wrong; corrupt where it stays so
     denied,           // the KMS says no, or a local right is missing
     unreachable,      // the KMS did not answer in time, or answered that it cannot now
     throttled,        // the KMS asks to slow down

@@ -369,6 +369,9 @@ void set_method(Options &options, const Request &request) {
     if (method != "GET") options.set(CURLOPT_CUSTOMREQUEST, request.method);
 }
 
+// Nothing can be put into it.
+constexpr const char *kNoDirectory = "/dev/null";
+
 void set_trust(Options &options, const Transport &transport) {
     options.set(CURLOPT_SSLVERSION, static_cast<long>(CURL_SSLVERSION_TLSv1_2));
     options.set(CURLOPT_SSL_VERIFYPEER, 1L);
@@ -376,8 +379,9 @@ void set_trust(Options &options, const Transport &transport) {
     options.set(CURLOPT_CA_CACHE_TIMEOUT, kMaxTrustSeconds);
     if (!transport.ca_file.empty()) {
         options.set(CURLOPT_CAINFO, transport.ca_file.c_str());
-        // Debian's libcurl would trust the system's directory of CAs as well
-        options.set(CURLOPT_CAPATH, static_cast<const char *>(nullptr));
+        // Debian's libcurl would trust the system's directory of CAs as well, and from 8.20 on
+        // takes no directory for that one
+        options.set(CURLOPT_CAPATH, kNoDirectory);
     }
     if (!transport.client_cert_file.empty())
         options.set(CURLOPT_SSLCERT, transport.client_cert_file.c_str());
@@ -583,6 +587,10 @@ Error explain(CURLcode code, const Transfer &transfer) {
             return {ErrorCode::misconfigured,
                     "could not use the CA file \"" + printable(transport.ca_file) + "\"", words,
                     "It must be a PEM file that PostgreSQL's operating system user can read."};
+        case CURLE_BAD_FUNCTION_ARGUMENT:  // what 8.22 says of a key that it cannot use
+            if (transport.client_key_file.empty() || !contains(words, "private key"))
+                return internal("libcurl failed on " + place, words);
+            [[fallthrough]];
         case CURLE_SSL_CERTPROBLEM:
             return {ErrorCode::misconfigured,
                     "could not use the client certificate \"" +

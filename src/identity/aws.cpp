@@ -129,7 +129,7 @@ struct Role {
 
 kms::Task<Result<Credential>> assume_role(kms::Conversation &talk, const kms::Server &server,
                                           const Credential &keys, Role role) {
-    for (bool corrected = false;; corrected = true) {
+    const std::function<http::Request(std::int64_t)> sign = [&](std::int64_t time) {
         http::Request request =
             form_request(server, kms::aws_endpoint(server, "sts", "sts_endpoint"),
                          write_form({{"Action", "AssumeRole"},
@@ -137,15 +137,12 @@ kms::Task<Result<Credential>> assume_role(kms::Conversation &talk, const kms::Se
                                      {"RoleArn", role.arn},
                                      {"RoleSessionName", role.session_name},
                                      {"ExternalId", role.external_id}}));
-        kms::sign_v4(request, keys, kms::aws_region(server), "sts", talk.wall_time());
-        Result<http::Response> response = co_await talk.exchange(std::move(request));
-        if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-        // a clock that is off: signed once more by that of AWS
-        const auto theirs = kms::parse_http_date(response->header("date"));
-        if (corrected || !theirs || !kms::aws_refuses_time(*response))
-            co_return read_sts(server, talk, *response);
-        talk.set_clock_offset(talk.clock_offset() + *theirs - talk.wall_time());
-    }
+        kms::sign_v4(request, keys, kms::aws_region(server), "sts", time);
+        return request;
+    };
+    Result<http::Response> response = co_await exchange_signed(talk, sign);
+    if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
+    co_return read_sts(server, talk, *response);
 }
 
 // The token file is read each time: Kubernetes replaces it.
@@ -336,6 +333,18 @@ kms::Task<Result<Credential>> from_files(kms::Conversation &talk, const kms::Ser
 }
 
 }  // namespace
+
+kms::Task<Result<http::Response>> exchange_signed(
+    kms::Conversation &talk, std::function<http::Request(std::int64_t time)> sign) {
+    for (bool corrected = false;; corrected = true) {
+        http::Request request = sign(talk.wall_time());
+        Result<http::Response> response = co_await talk.exchange(std::move(request));
+        if (!response || corrected || !kms::aws_refuses_time(*response)) co_return response;
+        const auto theirs = kms::parse_http_date(response->header("date"));
+        if (!theirs) co_return response;
+        talk.set_clock_offset(talk.clock_offset() + *theirs - talk.wall_time());
+    }
+}
 
 kms::Task<Result<Credential>> obtain_aws_keys(kms::Conversation &talk, const kms::Server &server) {
     const std::string_view auth = server.identity_option("auth");

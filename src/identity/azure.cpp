@@ -111,10 +111,10 @@ kms::Task<Result<Credential>> obtain_azure_token(kms::Conversation &talk,
     if (login.empty()) login = "https://login.microsoftonline.com";
     while (login.ends_with('/')) login.remove_suffix(1);
     http::Request request =
-        form_request(server,
-                     std::string(login) + "/" + std::string(server.identity_option("tenant_id")) +
-                         "/oauth2/v2.0/token",
-                     std::move(form));
+        token_request(server,
+                      std::string(login) + "/" + std::string(server.identity_option("tenant_id")) +
+                          "/oauth2/v2.0/token",
+                      std::move(form));
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
     co_return read_token(server, talk, std::move(*response));

@@ -38,8 +38,13 @@ http::Request form_request(const kms::Server &server, std::string url, SecretByt
     request.url = std::move(url);
     request.transport = server.transport();
     request.headers.push_back({"Content-Type", SecretBytes("application/x-www-form-urlencoded")});
-    request.headers.push_back({"Accept", SecretBytes("application/json")});
     request.body = std::move(form);
+    return request;
+}
+
+http::Request token_request(const kms::Server &server, std::string url, SecretBytes form) {
+    http::Request request = form_request(server, std::move(url), std::move(form));
+    request.headers.push_back({"Accept", SecretBytes("application/json")});
     return request;
 }
 

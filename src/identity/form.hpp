@@ -14,8 +14,10 @@ namespace envcrypt::identity {
 SecretBytes write_form(
     std::initializer_list<std::pair<std::string_view, std::string_view>> members);
 
-// A request that carries such a form.
+// A request that carries such a form. AWS's STS answers it in XML.
 http::Request form_request(const kms::Server &server, std::string url, SecretBytes form);
+// The same to an OAuth token endpoint, which is asked for JSON.
+http::Request token_request(const kms::Server &server, std::string url, SecretBytes form);
 
 // Visible ASCII, as tokens and header values are. What could not be sent must not be kept: nothing
 // would refuse it.

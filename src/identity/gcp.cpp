@@ -95,7 +95,8 @@ kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
     kms::JsonWriter claims;
     claims.add("iss", *email)
         .add("scope", scope_url(scope))
-        .add("aud", url)
+        // whose token it is, not where an option sends it
+        .add("aud", server.brought ? google : *token_uri)
         .add("iat", talk.wall_time())
         .add("exp", talk.wall_time() + kAssertionSeconds);
     SecretBytes assertion = crypto::to_base64url_secret(header.finish().expose());
@@ -107,9 +108,9 @@ kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
     assertion.append(as_bytes(crypto::to_base64url(*signature)));
 
     http::Request request =
-        form_request(server, url,
-                     write_form({{"grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"},
-                                 {"assertion", assertion.expose_text()}}));
+        token_request(server, url,
+                      write_form({{"grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"},
+                                  {"assertion", assertion.expose_text()}}));
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
     co_return read_token(server, talk, std::move(*response));
@@ -138,7 +139,7 @@ kms::Task<Result<Credential>> from_external_account(kms::Conversation &talk,
         if (!token) co_return file_error(server, "names a subject token that is not there.");
         subject = SecretBytes(*token);
     }
-    http::Request request = form_request(
+    http::Request request = token_request(
         server, kms::gcp_endpoint(server, "sts_endpoint", *token_url),
         write_form({{"grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"},
                     {"audience", *audience},

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "crypto/encoding.hpp"
+#include "identity/aws.hpp"
 #include "identity/form.hpp"
 #include "identity/gcp.hpp"
 #include "kms/aws.hpp"
@@ -162,8 +163,10 @@ kms::Task<Result<SecretBytes>> from_manager(kms::Conversation &talk, const kms::
         credential = co_await obtain(talk, store);
     }
     if (!credential) co_return std::move(credential.error());
-    http::Request request = secret_request(store, reference, *credential, talk.wall_time());
-    Result<http::Response> response = co_await talk.exchange(std::move(request));
+    const std::function<http::Request(std::int64_t)> sign = [&](std::int64_t time) {
+        return secret_request(store, reference, *credential, time);
+    };
+    Result<http::Response> response = co_await exchange_signed(talk, sign);
     if (!response) co_return kms::while_doing(store, kDoing, std::move(response.error()));
     if (response->status != 200) co_return refusal(store, reference, std::move(*response));
     const std::optional<Json> json = Json::parse(std::move(response->body));
@@ -196,6 +199,10 @@ kms::Task<Result<SecretBytes>> from_doppler(kms::Conversation &talk, const kms::
         server, "GET",
         std::string(endpoint) + "/v3/configs/config/secret?" + std::string(query.expose_text()),
         credential, {});
+    // Doppler is not in the house of the KMS: the system's CAs, and no certificate of ours
+    if (server.option("secrets_endpoint").empty()) request.transport.ca_file.clear();
+    request.transport.client_cert_file.clear();
+    request.transport.client_key_file.clear();
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kDoing, std::move(response.error()));
     if (response->status != 200)

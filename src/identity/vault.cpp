@@ -23,7 +23,19 @@ http::Request login_request(const kms::Server &server, SecretBytes body) {
 }
 
 Result<Credential> read_login(const kms::Server &server, http::Response response, kms::Clock now) {
-    if (response.status != 200) return kms::vault_error(server, kLogIn, std::move(response));
+    if (response.status != 200) {
+        const bool refused = response.status == 400;
+        Error error = kms::vault_error(server, kLogIn, std::move(response));
+        // a token that has ended, is meant for somebody else, or a role that is gone: said in many
+        // words
+        if (refused && error.code == ErrorCode::misconfigured && error.hint.empty()) {
+            error.code = ErrorCode::denied;
+            error.hint =
+                "Check the user mapping's role, and that what it logs in with is meant for that "
+                "role and has not ended.";
+        }
+        return error;
+    }
     const std::optional<Json> json = Json::parse(std::move(response.body));
     if (!json) return kms::vault_nonsense(server, kLogIn, "It was not JSON as expected.");
     const auto token = json->text({"auth", "client_token"});
@@ -93,6 +105,8 @@ kms::Task<Result<std::string>> describe_vault_token(kms::Conversation &talk,
         kms::vault_request(server, "GET", "auth/token/lookup-self", &token.secret, {});
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
+    // it has proven itself; a role without the policy `default` may not look itself up
+    if (response->status == 403) co_return std::string("a token that may not look itself up");
     if (response->status != 200) co_return kms::vault_error(server, doing, std::move(*response));
     const std::optional<Json> json = Json::parse(std::move(response->body));
     std::optional<std::string_view> name;

@@ -154,7 +154,9 @@ Task<Result<Answer>> put(Operation &operation, Ask ask) {
         Result<Answer> answer = co_await put_once(operation, ask);
         if (answer) co_return answer;
         const bool again = co_await wait_to_retry(operation.talk, answer.error().code, attempt);
-        if (!again) co_return answer;
+        if (again) continue;
+        if (answer.error().code == ErrorCode::damaged) answer.error().code = ErrorCode::corrupt;
+        co_return answer;
     }
 }
 
@@ -477,11 +479,10 @@ Task<Status> check_server(Operation &operation) {
     operation.key.clear();
     if (!verified) co_return verified;
 
-    Result<identity::Credential> credential =
-        co_await identity::obtain(operation.talk, operation.server);
-    if (!credential) co_return std::move(credential.error());
+    const Result<Taken> taken = co_await take_credential(operation);
+    if (!taken) co_return Error(taken.error());
     Result<std::string> text =
-        co_await identity::describe(operation.talk, operation.server, *credential);
+        co_await identity::describe(operation.talk, operation.server, taken->credential);
     if (!text) co_return std::move(text.error());
     operation.identity_text = std::move(*text);
     co_return Unit{};

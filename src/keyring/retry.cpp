@@ -23,7 +23,9 @@ constexpr kms::Clock kRoundTrip{20};
 
 std::optional<kms::Clock> retry_delay(ErrorCode code, int attempt, kms::Clock retry_after,
                                       kms::Clock left, double random) {
-    if (code != ErrorCode::unreachable && code != ErrorCode::throttled) return std::nullopt;
+    if (code != ErrorCode::unreachable && code != ErrorCode::throttled &&
+        code != ErrorCode::damaged)
+        return std::nullopt;
     const Policy &policy = code == ErrorCode::throttled ? kThrottled : kUnreachable;
     if (attempt >= policy.attempts) return std::nullopt;
     const kms::Clock longest = std::min(policy.cap, policy.base * (1 << (attempt - 1)));

@@ -331,8 +331,7 @@ http::Request aws_request(const Server &server, const char *service, const char 
 std::string aws_error_code(const http::Response &response) {
     const std::optional<Json> json = Json::parse(response.body.copy());
     std::string_view code;
-    if (json)
-        if (const auto type = json->text({"__type"})) code = *type;
+    if (json) code = json->text({"__type"}).value_or(json->text({"Error", "Code"}).value_or(""));
     // the services that speak XML, and moto's signature check
     constexpr std::string_view open = "<Code>";
     const std::string_view body = response.body.expose_text();

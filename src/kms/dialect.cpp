@@ -273,6 +273,14 @@ Status name_master_key(Server &server, std::string_view master_key) {
     return legal;
 }
 
+Status check_store(const Server &server) {
+    Server with_keys = server;
+    // one that every KMS takes for a name
+    for (const char *name : {"master_key", "attestation_key"})
+        with_keys.options.try_emplace(name, "projects/-/locations/-/keyRings/-/cryptoKeys/-");
+    return server.dialect->check_complete(with_keys);
+}
+
 Error missing_option(const Server &server, OptionPlace place, std::string_view name) {
     const bool of_server = place == OptionPlace::server;
     return {ErrorCode::misconfigured,

@@ -186,6 +186,9 @@ Status name_master_key(Server &server, std::string_view master_key);
 // Says of an error on the way to the KMS what was being done there.
 Error while_doing(const Server &server, std::string_view doing, Error error);
 
+// As check_complete(), of a server that secrets are read from: the options of keys may be missing.
+Status check_store(const Server &server);
+
 // For check_complete(): what an option that is not set means.
 Error missing_option(const Server &server, OptionPlace place, std::string_view name);
 

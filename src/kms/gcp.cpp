@@ -53,7 +53,7 @@ constexpr auto kCrcTable = [] {
 
 // A transmission error, which the next attempt may not meet.
 Error damaged(const Server &server, Verb verb, const char *what) {
-    return {ErrorCode::unreachable,
+    return {ErrorCode::damaged,
             std::string("could not ") + doing(verb) + " with KMS \"" + server.name + "\"",
             std::string("The checksum of ") + what + " was wrong: it was damaged on the way.",
             {}};
@@ -229,7 +229,7 @@ Error gcp_error(const Server &server, std::string_view doing, const http::Respon
         return say(ErrorCode::denied, "FAILED_PRECONDITION",
                    "The version of the master key is disabled or destroyed.");
     if (said == "INVALID_ARGUMENT" && text.find("_crc32c did not match") != std::string_view::npos)
-        return say(ErrorCode::unreachable, "a checksum did not match", "");
+        return say(ErrorCode::damaged, "a checksum did not match", "");
     if (said == "INVALID_ARGUMENT" && unwrapping)
         return say(ErrorCode::corrupt, "INVALID_ARGUMENT",
                    "The wrapped key was altered, or belongs to another tenant or master key.");

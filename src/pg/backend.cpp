@@ -25,6 +25,7 @@ void wipe_keys() {
         (void)guarded(ignored, [&] {
             state->runs.clear();
             state->batch.clear();
+            state->batch_filling.clear();
             state->operation.reset();
             state->cache.clear();
             state->credentials.clear();
@@ -59,6 +60,7 @@ void roll_back(Backend &state, int from_level) {
     (void)guarded(ignored, [&] {
         state.runs.clear();
         state.batch.clear();
+        state.batch_filling.clear();
         state.operation.reset();
         if (state.uncommitted.empty()) return;
         ++epoch;

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,6 +45,8 @@ struct BroughtIdentity {
     std::uint32_t serial;
     kms::Options options;
     std::shared_ptr<const std::map<std::string, SecretBytes, std::less<>>> contents;
+    // Those of other servers whose secrets were read under it.
+    std::set<keyring::IdentityId> used_by;
 };
 
 // The search keys of a tenant, open.
@@ -125,14 +128,23 @@ struct KeyTables {
 };
 extern KeyTables watched_tables;
 
+// Whether `backend().brought` holds any: a setting, since settings are what parallel workers get.
+extern bool session_brought_identity;
+
 // Forgets the identities that the session brought and that `condition` names, with all that was
 // opened as them. A C++ frame.
 template <class Condition>
 void forget_brought(Backend &state, Condition condition) {
     // the condition may look at all of them
     std::vector<std::uint32_t> gone;
-    for (const BroughtIdentity &identity : state.brought)
-        if (condition(identity)) gone.push_back(identity.serial);
+    for (const BroughtIdentity &identity : state.brought) {
+        if (!condition(identity)) continue;
+        gone.push_back(identity.serial);
+        for (const keyring::IdentityId &other : identity.used_by) {
+            state.cache.drop_identity(other);
+            state.credentials.forget(other);
+        }
+    }
     for (const std::uint32_t serial : gone) {
         state.cache.drop_mapping(keyring::kNoMapping, serial);
         state.credentials.forget_mapping(keyring::kNoMapping, serial);
@@ -140,6 +152,7 @@ void forget_brought(Backend &state, Condition condition) {
                       [&](const BroughtIdentity &other) { return other.serial == serial; });
         ++epoch;
     }
+    session_brought_identity = !state.brought.empty();
 }
 
 // Drives all of `backend().runs` to their end, up to `setting_kms_concurrency` of them at once,

@@ -4,6 +4,7 @@
 #include "pg/backend.hpp"
 #include "pg/rights.hpp"
 #include "pg/servers.hpp"
+#include "pg/text.hpp"
 
 namespace envcrypt::pg {
 
@@ -38,8 +39,12 @@ Given *members_of(Jsonb *object, int &count) {
             given[count].name_length = static_cast<std::size_t>(value.val.string.len);
         } else if (token == WJB_VALUE) {
             if (value.type != jbvString) raise_not_options();
-            given[count].value = value.val.string.val;
-            given[count].value_length = static_cast<std::size_t>(value.val.string.len);
+            // what goes to a KMS is UTF-8
+            const ByteView utf8 = to_utf8(
+                as_bytes({value.val.string.val, static_cast<std::size_t>(value.val.string.len)}),
+                "the credential");
+            given[count].value = reinterpret_cast<const char *>(utf8.data());
+            given[count].value_length = utf8.size();
             ++count;
         }
     }
@@ -84,7 +89,8 @@ ENVCRYPT_FUNCTION(envcrypt_set_credential) {
                     std::string(given[i].name, given[i].name_length),
                     SecretBytes(std::string_view(given[i].value, given[i].value_length)));
             static std::uint32_t last_serial = 0;
-            BroughtIdentity brought{server, role, for_session, nest_level, ++last_serial, {}, {}};
+            BroughtIdentity brought{server,        role, for_session, nest_level,
+                                    ++last_serial, {},   {},          {}};
             auto contents = std::make_shared<std::map<std::string, SecretBytes, std::less<>>>();
             Status legal = kms::split_brought(*dialect, std::move(all), brought.options, *contents);
             if (!legal) return legal;
@@ -95,6 +101,7 @@ ENVCRYPT_FUNCTION(envcrypt_set_credential) {
                        other.nest_level == nest_level && (for_session || !other.for_session);
             });
             state.brought.push_back(std::move(brought));
+            session_brought_identity = true;
             ++epoch;
             return Unit{};
         }))

@@ -23,6 +23,7 @@ int sqlstate_of(ErrorCode code) {
             return ERRCODE_INVALID_TEXT_REPRESENTATION;
         case ErrorCode::mismatch:
             return ERRCODE_DATA_EXCEPTION;
+        case ErrorCode::damaged:
         case ErrorCode::corrupt:
             return ERRCODE_DATA_CORRUPTED;
         case ErrorCode::denied:

@@ -18,6 +18,7 @@ namespace envcrypt::pg {
 char *setting_tenant = nullptr;
 std::uint64_t tenant_setting_changes = 0;
 bool setting_tenant_per_transaction = false;
+bool session_brought_identity = false;
 int setting_kms_timeout = 10000;
 int setting_kms_concurrency = 32;
 int setting_cache_ttl = 300;
@@ -41,6 +42,11 @@ int setting_tenant_scope = scope_session;
 constexpr config_enum_entry kTenantScopes[] = {{"session", scope_session, false},
                                                {"transaction", scope_transaction, false},
                                                {nullptr, 0, false}};
+
+// It is this library that sets it, by its variable; for the worker the server does.
+bool check_brought(bool *, void **, GucSource source) {
+    return source == PGC_S_DEFAULT || source == PGC_S_OVERRIDE || InitializingParallelWorker;
+}
 
 void assign_tenant_scope(int scope, void *) {
     setting_tenant_per_transaction = scope == scope_transaction;
@@ -92,7 +98,7 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
         ErrorReport report;
         if (!guarded(report, [&] {
                 state->cache.clear();
-                state->brought.clear();
+                forget_brought(*state, [](const BroughtIdentity &) { return true; });
                 state->credentials.clear();
             }))
             raise(report);
@@ -155,6 +161,14 @@ void _PG_init(void) {
     DefineCustomBoolVariable(
         "envcrypt.require_mlock", "Refuses to keep keys in memory that could not be locked.",
         nullptr, &setting_require_mlock, false, PGC_SUSET, 0, nullptr, nullptr, nullptr);
+    DefineCustomBoolVariable(
+        "envcrypt.session_credentials", "Whether the session brought credentials of its own.",
+        nullptr, &session_brought_identity, false, PGC_SUSET,
+        GUC_NO_SHOW_ALL | GUC_NO_RESET_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+        check_brought, nullptr, nullptr);
+    // what has its default value is not handed to workers
+    if (!IsParallelWorker())
+        SetConfigOption("envcrypt.session_credentials", "off", PGC_SUSET, PGC_S_OVERRIDE);
     MarkGUCPrefixReserved("envcrypt");
     next_utility_hook = ProcessUtility_hook;
     ProcessUtility_hook = on_utility;

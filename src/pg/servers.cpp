@@ -100,17 +100,20 @@ static void name_version(HeapTuple tuple, std::uint32_t *version) {
 static void mix_stores(Place &place, Oid role) {
     const OptionText *texts = option_texts(place.identity_options);
     const int count = list_length(place.identity_options);
+    std::uint64_t mixed = 0xcbf29ce484222325u;
+    const auto mix = [&](std::uint32_t part) { mixed = (mixed ^ part) * 0x100000001b3u; };
+    mix(place.identity[6]);
+    mix(place.identity[7]);
     for (int i = 0; i < count; ++i) {
         char server[NAMEDATALEN];
         name_store(place, texts[i], server);
         if (server[0] == '\0') continue;
         Place store{};
-        const PlaceFault fault = find_place(server, role, store, true);
-        std::uint64_t mixed = 0xcbf29ce484222325u ^ static_cast<std::uint64_t>(fault);
-        for (const std::uint32_t part : store.identity) mixed = (mixed ^ part) * 0x100000001b3u;
-        place.identity[6] ^= static_cast<std::uint32_t>(mixed >> 32);
-        place.identity[7] ^= static_cast<std::uint32_t>(mixed);
+        mix(static_cast<std::uint32_t>(find_place(server, role, store, true)));
+        for (const std::uint32_t part : store.identity) mix(part);
     }
+    place.identity[6] = static_cast<std::uint32_t>(mixed >> 32);
+    place.identity[7] = static_cast<std::uint32_t>(mixed);
 }
 
 PlaceFault find_place(const char *name, Oid role, Place &place, bool is_store) {
@@ -135,6 +138,13 @@ PlaceFault find_place(const char *name, Oid role, Place &place, bool is_store) {
     if (place.dialect == nullptr) return PlaceFault::other_wrapper;
     if (!may_use_server(server, role)) return PlaceFault::no_usage;
 
+    // a parallel worker knows nothing of what its leader's session brought
+    if (session_brought_identity && IsParallelWorker())
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("a parallel worker has none of the credentials that the session "
+                               "brought"),
+                        errhint("The query was planned before set_credential(): plan it anew, or "
+                                "SET max_parallel_workers_per_gather = 0.")));
     place.brought = 0;
     place.identity_options = NIL;
     if (const Backend *state = backend_if_any()) {
@@ -250,8 +260,9 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
                     as_options(texts[i].server, list_length(referenced[i].server_options));
                 store.identity =
                     as_options(texts[i].identity, list_length(referenced[i].identity_options));
-                for (const BroughtIdentity &brought : state.brought) {
+                for (BroughtIdentity &brought : state.brought) {
                     if (brought.serial != referenced[i].brought) continue;
+                    brought.used_by.insert(place.identity);
                     store.identity = brought.options;
                     store.brought = brought.contents;
                 }
@@ -260,6 +271,8 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
                 Status named = kms::name_master_key(server, master_key);
                 if (!named) return named;
             }
+            for (const kms::Server &store : server.referenced)
+                if (Status usable = kms::check_store(store); !usable) return usable;
             Status complete = place.dialect->check_complete(server);
             if (!complete) return complete;
             operation->identity = place.identity;

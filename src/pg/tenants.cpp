@@ -5,6 +5,7 @@
 #include "pg/keys.hpp"
 #include "pg/resolve.hpp"
 #include "pg/servers.hpp"
+#include "pg/text.hpp"
 
 namespace envcrypt::pg {
 
@@ -49,6 +50,11 @@ keyring::Operation &prepare_for_key(const Place &place, const char *master_key, 
     return operation;
 }
 
+// What a KMS said, which is UTF-8, in the server's encoding.
+char *kms_text(const std::string &said) {
+    return text_to_cstring(from_utf8(as_bytes(said)));
+}
+
 ByteView copy_bytes(const Bytes &bytes) {
     auto *copy = static_cast<std::uint8_t *>(palloc(bytes.size() + 1));
     memcpy(copy, bytes.data(), bytes.size());
@@ -79,8 +85,7 @@ void make_first_keys(const TenantRow &tenant, const Place &place, KeyRow *keys, 
             raise(report);
         insert_key(keys[i]);
         insert_wrapped_key({keys[i].key_id, tenant.server, copy_bytes(made.wrapped),
-                            pstrdup(made.master_key.c_str()),
-                            pstrdup(made.master_key_version.c_str()),
+                            kms_text(made.master_key), kms_text(made.master_key_version),
                             copy_bytes(made.attestation)});
     }
 
@@ -189,9 +194,9 @@ ENVCRYPT_FUNCTION(envcrypt_check_server) {
     values[1] = Float8GetDatum(static_cast<double>((now() - start).count()));
     nulls[0] = nulls[1] = false;
     if (ok) {
-        set_text(2, pstrdup(state.operation->identity_text.c_str()));
-        set_text(3, pstrdup(state.operation->made.master_key.c_str()));
-        set_text(4, pstrdup(state.operation->made.master_key_version.c_str()));
+        set_text(2, kms_text(state.operation->identity_text));
+        set_text(3, kms_text(state.operation->made.master_key));
+        set_text(4, kms_text(state.operation->made.master_key_version));
         if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
     } else {
         set_text(5, unpack_sql_state(sqlstate_of(report.code)));

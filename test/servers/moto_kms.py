@@ -252,6 +252,8 @@ class Front(fault_kms.Call):
                     faults.remove(fault)
         if fault:
             self.refuse(fault["what"], fault["status"])
+        elif self.name.startswith("sts.") and "json" in (self.headers.get("Accept") or ""):
+            self.send_json({self.name.removeprefix("sts.") + "Response": {}})  # AWS does as it is asked, moto does not
         elif self.name.startswith(("imds.", "container.")):
             getattr(self, "answer_" + self.name.replace(".", "_"))()
         elif self.server.context is None:

@@ -75,11 +75,11 @@ map_by("auth 'jwt', role 'postgres', jwt 'file:$jwt_file'");
 works($dba, $decrypt, "t\nplaintext", 'jwt');
 like(identity(), qr/^jwt-postgres \(policies: .*envcrypt/, 'jwt: who it is');
 write_secret($jwt_file, my $ended = jwt(exp => int(time - 3600), iat => int(time - 7200)));
-fails_with($dba, $decrypt, { state => qr/^(42501|HV000)$/, message => 'could not log in with KMS "kms"' }, 'a jwt that has ended');
+fails_with($dba, $decrypt, { state => '42501', message => 'could not log in with KMS "kms"', hint => qr/has not ended/ }, 'a jwt that has ended');
 write_secret($jwt_file, my $next = jwt(sub => 'other'));
 works($dba, $decrypt, "t\nplaintext", 'jwt: the file is read again');
 map_by("auth 'jwt', role 'nobody', jwt 'file:$jwt_file'");
-fails_with($dba, $decrypt, { state => qr/^(42501|HV000)$/, message => 'could not log in with KMS "kms"' }, 'jwt: no such role');
+fails_with($dba, $decrypt, { state => '42501', message => 'could not log in with KMS "kms"' }, 'jwt: no such role');
 
 # --- Kubernetes
 $bao->run('auth', 'enable', 'kubernetes');

@@ -310,11 +310,11 @@ TEST(Gcp, ReadsWhatWasWrapped) {
     ASSERT_TRUE(good);
     EXPECT_EQ(as_text(good->wrapped), "wrapped");
     EXPECT_EQ(good->master_key_version, "7");
-    EXPECT_EQ(code_of(gcp(), wrap(key), 200, body(name, "1", both)), ErrorCode::unreachable);
-    EXPECT_EQ(code_of(gcp(), wrap(key), 200, body(name, crc.c_str(), "")), ErrorCode::unreachable);
+    EXPECT_EQ(code_of(gcp(), wrap(key), 200, body(name, "1", both)), ErrorCode::damaged);
+    EXPECT_EQ(code_of(gcp(), wrap(key), 200, body(name, crc.c_str(), "")), ErrorCode::damaged);
     EXPECT_EQ(code_of(gcp(), wrap(key), 200,
                       body(name, crc.c_str(), R"(,"verifiedPlaintextCrc32c":true)")),
-              ErrorCode::unreachable);
+              ErrorCode::damaged);
     for (const char *other :
          {"", "projects/p/locations/l/keyRings/r/cryptoKeys/k",
           "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/",
@@ -332,9 +332,9 @@ TEST(Gcp, ChecksWhatWasUnwrapped) {
     };
     EXPECT_TRUE(
         gcp_dialect().read(gcp(), unwrap(), response(200, body(crc32c_text(key.expose())))));
-    EXPECT_EQ(code_of(gcp(), unwrap(), 200, body("1")), ErrorCode::unreachable);
+    EXPECT_EQ(code_of(gcp(), unwrap(), 200, body("1")), ErrorCode::damaged);
     EXPECT_EQ(code_of(gcp(), unwrap(), 200, std::string(R"({"plaintext":")") + kKeyBase64 + "\"}"),
-              ErrorCode::unreachable);
+              ErrorCode::damaged);
     EXPECT_EQ(code_of(gcp(), unwrap(), 200, "{}"), ErrorCode::bad_answer);
 }
 
@@ -350,7 +350,7 @@ TEST(Gcp, Errors) {
                       said("INVALID_ARGUMENT",
                            "The checksum in field ciphertext_crc32c did not "
                            "match the data in field ciphertext.")),
-              ErrorCode::unreachable);
+              ErrorCode::damaged);
     EXPECT_EQ(code_of(gcp(), unwrap(), 400, said("FAILED_PRECONDITION")), ErrorCode::denied);
     EXPECT_EQ(code_of(gcp(), unwrap(), 400, "<html>"), ErrorCode::misconfigured);
     const std::pair<int, ErrorCode> statuses[] = {

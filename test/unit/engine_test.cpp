@@ -32,7 +32,7 @@ int directories_trusted = 0;
 // Stands before OpenSSL's: libcurl calls it to trust a whole directory of CAs.
 extern "C" __attribute__((visibility("default"))) int X509_STORE_load_path(void *store,
                                                                            const char *path) {
-    ++directories_trusted;
+    if (std::string_view(path) != "/dev/null") ++directories_trusted;
     using Load = int (*)(void *, const char *);
     return reinterpret_cast<Load>(dlsym(RTLD_NEXT, "X509_STORE_load_path"))(store, path);
 }
@@ -709,7 +709,8 @@ TEST_F(EngineTest, TimesOutWithoutWaitingForTheResolver) {
 TEST_F(EngineTest, AbortsAtOnceWhileResolving) {
     setenv("ENVCRYPT_RESOLVER_DELAY", "5", 1);
     start(get(url("good", "/echo", "kms.slow.test")));
-    ASSERT_TRUE(drive([] { return resolver_sleeping() == 1; }));
+    // newer ones ask for both kinds of addresses at once
+    ASSERT_TRUE(drive([] { return resolver_sleeping() >= 1; }));
     for (const std::string &thread : threads()) {  // B17
         const unsigned long blocked = blocked_signals(thread);
         const bool is_main = thread == std::to_string(getpid());
@@ -717,10 +718,10 @@ TEST_F(EngineTest, AbortsAtOnceWhileResolving) {
             EXPECT_EQ((blocked >> (number - 1)) & 1, is_main ? 0u : 1u) << number;
     }
     abort_quickly();
-    EXPECT_EQ(resolver_sleeping(), 1);  // it was not waited for
+    EXPECT_GE(resolver_sleeping(), 1);  // it was not waited for
     EXPECT_EQ(answer(get(url("good", "/echo"))).status, 200);
     engine_.reset();  // nor here
-    EXPECT_EQ(resolver_sleeping(), 1);
+    EXPECT_GE(resolver_sleeping(), 1);
 }
 
 TEST_F(EngineTest, LeavesNothingBehindAfterAbortsWhileResolving) {

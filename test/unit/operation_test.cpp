@@ -706,12 +706,24 @@ TEST_F(OperationTest, CheckingAServerLeavesNoKey) {
     script.answers.emplace_back(key_reply(kKey));
     script.answers.emplace_back(key_reply(kKey));
     script.answers.emplace_back(mismatch());
-    script.answers.emplace_back(std::string("token"));
     script.answers.emplace_back(
         reply(200, R"({"data":{"display_name":"token-app","policies":["default","app"]}})"));
     ASSERT_TRUE(script.run(*op));
     EXPECT_EQ(op->identity_text, "token-app (policies: default app)");
     EXPECT_TRUE(op->key.empty());
+}
+
+TEST_F(OperationTest, ATokenThatMayNotLookItselfUpChecksTheServerAllTheSame) {
+    auto op = operation(false);
+    op->work = check_server(*op);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(key_reply(kKey));
+    script.answers.emplace_back(key_reply(kKey));
+    script.answers.emplace_back(mismatch());
+    script.answers.emplace_back(forbidden());
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(op->identity_text, "a token that may not look itself up");
 }
 
 TEST_F(OperationTest, CanBeDroppedWhereverItWaits) {
