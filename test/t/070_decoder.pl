@@ -92,6 +92,71 @@ print(decode.commitment(dek, decode.wrap_context("data", int(sys.argv[3], 16), s
 PYTHON
 is($computed, $commitment, 'the commitment in the database is that of doc/format.md');
 
+# --- every type, labelled, with tokens where it may have them: PostgreSQL writes, the decoder reads
+my $search_key = do
+{
+	my ($id, $its_wrapped) = split /\|/, $dba->value("SELECT lpad(to_hex(key_id), 16, '0'), convert_from(wrapped, 'UTF8')
+		FROM envcrypt.wrapped_key JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'patient:42' AND purpose = 'search'");
+	unpack 'H*', decode_base64($bao->run('write', '-field=plaintext', 'transit/decrypt/app', "ciphertext=$its_wrapped",
+		'context=' . encode_base64(join("\0", 'envcrypt1', 'search', $id, 'patient:42'), '')));
+};
+my %edges = (
+	text => [ '', "Stra\xc3\x9fe", 'A b' ], bytea => [ '\x', '\x00ff' ], boolean => [ 't', 'f' ], int2 => [ -32768, 32767 ],
+	int4 => [ -2147483648, 2147483647 ], int8 => [ '-9223372036854775808', '9223372036854775807' ],
+	float8 => [ '-0', 'NaN', 'Infinity', '-Infinity', '5e-324', '1.7976931348623157e+308', '0.1' ],
+	numeric => [ '0', '0.000', '-123456789012345678901234567890.123456789', '1e40', '0.00001', 'NaN', '100000000', 'Infinity' ],
+	date => [ '4714-11-24 BC', '5874897-12-31', 'infinity', '-infinity', '2000-02-29', '1900-03-01', '0001-12-31 BC' ],
+	timestamp => [ '2024-02-29 23:59:59.999999', '4714-11-24 00:00:00 BC', '294276-12-31 23:59:59.999999', 'infinity', '1999-12-31 23:59:59.5' ],
+	timestamptz => [ '2024-03-10 02:30:00-05', '-infinity' ], interval => [ '24 hours', '1 day', '-1 year 2 months -3 days 04:05:06.000007' ],
+	uuid => ['ffffffff-ffff-4fff-bfff-ffffffffffff'], inet => [ '10.0.0.1', '10.0.0.1/8', '::', 'fe80::1/64' ],
+	jsonb => [ "{\"b\": 1, \"a\": [null, true, 1.10, \"\xc3\xa9\"]}", '"\\\t"', 'null' ], 'text[]' => [ '{}', '{a,NULL,""}', '{{a,b},{c,d}}', "{\xc3\xa9}" ]);
+my %searchable = map { $_ => 1 } qw(text bytea int2 int4 int8 numeric date timestamp timestamptz uuid inet);
+$dba->value("SET TimeZone = 'UTC'; SET DateStyle = ISO; SET envcrypt.tenant = 'patient:42'; CREATE TABLE edge (type text, v envcrypt.encrypted, shown jsonb)");
+for my $type (sort keys %edges)
+{
+	for my $text (@{ $edges{$type} })
+	{
+		(my $quoted = $text) =~ s/'/''/g;
+		my $shown = $type eq 'interval'
+		  ? "jsonb_build_object('microseconds', trunc(extract(epoch FROM x - date_trunc('day', x)) * 1000000)::int8, 'days', extract(day FROM x)::int,
+			'months', (extract(year FROM x) * 12 + extract(month FROM x))::int)"
+		  : $type =~ /^(boolean|int.|text\[\])$/ ? 'to_jsonb(x)' : $type eq 'bytea' ? "to_jsonb(encode(x, 'hex'))" : $type eq 'inet' ? 'to_jsonb(abbrev(x))' : 'to_jsonb(x::text)';
+		my $search = $searchable{$type} ? ", search => 'searchable'" : '';
+		$dba->value("INSERT INTO edge SELECT '$type', envcrypt.encrypt(x, label => 'edge'$search), $shown FROM CAST('$quoted' AS $type) x");
+	}
+}
+my @edges = map { [ split /\|/, $_, 3 ] } split /\n/, $dba->value('SELECT type, v, shown FROM edge ORDER BY type, ctid');
+my @read = decode(join '', map { "$_->[1]\n" } @edges);
+my (@differ, %tokens);
+for my $i (0 .. $#edges)
+{
+	my ($type, undef, $shown) = @{ $edges[$i] };
+	my $json = JSON::PP->new->allow_nonref->canonical;
+	my $got = $json->encode($read[$i]{plaintext});
+	my $expected = $json->encode($json->decode(do { my $text = $shown; utf8::decode($text); $text }));
+	push @differ, "$type: $got, not $expected" if $got ne $expected || $read[$i]{type} ne $type || $read[$i]{label} ne 'edge';
+	$tokens{$i} = $read[$i]{token} if defined $read[$i]{token};
+}
+is(scalar @edges, 57, 'values at the edges of every type');
+is("@differ", '', 'what PostgreSQL wrote of every type is what the decoder reads');
+my $made = '';
+IPC::Run::run([ $python, '-B', '-c', <<'PYTHON', "$test_dir/vectors", $dek_file, $search_key ], '<', \(join '', map { "$_->[1]\n" } @edges), '>', \$made);
+import sys
+sys.path.insert(0, sys.argv[1])
+import decode
+dek = bytes.fromhex(open(sys.argv[2]).read())
+for line in sys.stdin:
+    value = decode.parse(decode.from_line(line.rstrip("\n")))
+    if value.token is None:
+        print("-")
+        continue
+    canonical = decode.canonical(value.type, value.search_mode, decode.open_value(value, dek))
+    print(decode.search_token(bytes.fromhex(sys.argv[3]), value.label, value.type, value.search_mode, canonical).hex())
+PYTHON
+is($made, join('', map { ($tokens{$_} // '-') . "\n" } 0 .. $#edges), 'and so are the tokens, made from the search key by doc/format.md');
+works($dba, "SELECT count(DISTINCT v) FROM (SELECT envcrypt.encrypt(x, label => 'pay', search => 'searchable') v FROM unnest('{1.5,1.50,1.5000}'::numeric[]) x) t", '1',
+	'numbers that SQL calls equal have one token');
+
 # --- and the other way round: what is kept decrypts here too
 works($dba, 'SELECT count(*) FROM kept WHERE convert_to(envcrypt.decrypt(v), \'UTF8\') = b::bytea', '5', 'the extension agrees');
 

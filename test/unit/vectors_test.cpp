@@ -12,6 +12,7 @@
 
 #include "crypto/keys.hpp"
 #include "support.hpp"
+#include "value/declaration.hpp"
 #include "value/value.hpp"
 
 namespace envcrypt {
@@ -124,6 +125,9 @@ TEST(Vectors, Good) {
                 crypto::token_key(key(search, "search_key")).expose(),
                 label_field(text(entry, "label")), static_cast<std::uint8_t>(built.type),
                 static_cast<std::uint8_t>(built.token.mode), bytes(search, "canonical"));
+            const auto canonical = value::canonical(built.type, built.token.mode, plaintext);
+            ASSERT_TRUE(canonical);
+            EXPECT_EQ(hex(canonical->expose()), text(search, "canonical"));
         }
 
         const SecretBytes subkey = crypto::value_subkey(key(entry, "dek"), parsed.salt);

@@ -16,9 +16,12 @@ import binascii
 import dataclasses
 import hashlib
 import hmac
+import ipaddress
 import json
 import re
+import struct
 import sys
+import uuid
 from typing import Optional
 
 from cryptography.exceptions import InvalidTag
@@ -171,17 +174,179 @@ def open_value(value, dek, associated_data=None):
         raise Fault("tag") from None
 
 
-def decode_plaintext(type_name, plaintext):
-    """What JSON shows: text as a string, all else as the hex digits of the send format."""
-    if type_name != "text":
-        return plaintext.hex()
+class Reader:
+    """Big-endian numbers from bytes, all of which must be used."""
+
+    def __init__(self, data):
+        self.data = data
+        self.at = 0
+
+    def take(self, size):
+        if size < 0 or self.at + size > len(self.data):
+            raise Fault("bad_plaintext")
+        self.at += size
+        return self.data[self.at - size:self.at]
+
+    def number(self, size, signed=True):
+        return int.from_bytes(self.take(size), "big", signed=signed)
+
+    def end(self, result):
+        if self.at != len(self.data):
+            raise Fault("bad_plaintext")
+        return result
+
+
+def decode_text(data):
     try:
-        text = plaintext.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise Fault("bad_plaintext") from None
     if "\x00" in text:
         raise Fault("bad_plaintext")
     return text
+
+
+def decode_boolean(data):
+    if data not in (b"\x00", b"\x01"):
+        raise Fault("bad_plaintext")
+    return data == b"\x01"
+
+
+def decode_integer(size):
+    def decode_it(data):
+        reader = Reader(data)
+        return reader.end(reader.number(size))
+    return decode_it
+
+
+def decode_float8(data):
+    if len(data) != 8:
+        raise Fault("bad_plaintext")
+    number = struct.unpack(">d", data)[0]
+    return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(repr(number)) or repr(number).removesuffix(".0")
+
+
+def decode_numeric(data):
+    """The exact decimal, with as many digits after the point as the display scale says."""
+    reader = Reader(data)
+    count, weight = reader.number(2, False), reader.number(2)
+    sign, scale = reader.number(2, False), reader.number(2, False)
+    digits = [reader.number(2, False) for _ in range(count)]
+    reader.end(None)
+    if sign in NUMERIC_SPECIAL:
+        if count:
+            raise Fault("bad_plaintext")
+        return NUMERIC_SPECIAL[sign]
+    if sign not in (0, 0x4000) or scale > 0x3FFF or any(digit > 9999 for digit in digits):
+        raise Fault("bad_plaintext")
+    whole = "".join("%04d" % (digits[i] if i < count else 0) for i in range(weight + 1)).lstrip("0") or "0"
+    after = "".join("%04d" % (digits[i] if 0 <= i < count else 0)
+                    for i in range(weight + 1, weight + 2 + scale // 4))[:scale]
+    return ("-" if sign else "") + whole + ("." + after if scale else "")
+
+
+def civil(days):
+    """Year (0 is 1 BC), month and day of a day counted from 2000-01-01, proleptic Gregorian."""
+    days += 730425  # days from 0000-03-01 to 2000-01-01
+    era, day = divmod(days, 146097)
+    year = (day - day // 1460 + day // 36524 - day // 146096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    return (era * 400 + year + (month >= 10), month + 3 if month < 10 else month - 9,
+            day - (153 * month + 2) // 5 + 1)
+
+
+def show_date(days, time=""):
+    year, month, day = civil(days)
+    return "%04d-%02d-%02d%s%s" % (year if year > 0 else 1 - year, month, day, time, "" if year > 0 else " BC")
+
+
+def decode_date(data):
+    reader = Reader(data)
+    days = reader.end(reader.number(4))
+    return {2**31 - 1: "infinity", -2**31: "-infinity"}.get(days) or show_date(days)
+
+
+def decode_timestamp(zone):
+    def decode_it(data):
+        reader = Reader(data)
+        moment = reader.end(reader.number(8))
+        if moment in (2**63 - 1, -2**63):
+            return "infinity" if moment > 0 else "-infinity"
+        days, rest = divmod(moment, 86400 * 10**6)
+        seconds, fraction = divmod(rest, 10**6)
+        time = " %02d:%02d:%02d" % (seconds // 3600, seconds // 60 % 60, seconds % 60)
+        return show_date(days, time + (".%06d" % fraction).rstrip("0").rstrip(".") + zone)
+    return decode_it
+
+
+def decode_interval(data):
+    reader = Reader(data)
+    parts = [reader.number(8), reader.number(4), reader.number(4)]
+    return reader.end(dict(zip(("microseconds", "days", "months"), parts)))
+
+
+def decode_uuid(data):
+    if len(data) != 16:
+        raise Fault("bad_plaintext")
+    return str(uuid.UUID(bytes=data))
+
+
+def decode_inet(data):
+    reader = Reader(data)
+    family, bits, is_cidr, size = (reader.number(1, False) for _ in range(4))
+    longest = {2: 32, 3: 128}.get(family)
+    if longest is None or bits > longest or is_cidr != 0 or size * 8 != longest:
+        raise Fault("bad_plaintext")
+    address = ipaddress.ip_address(reader.end(reader.take(size)))
+    return str(address) + ("" if bits == longest else "/%d" % bits)
+
+
+def decode_jsonb(data):
+    """The text as PostgreSQL prints it: numbers keep their digits, members their order."""
+    if data[:1] != b"\x01":
+        raise Fault("bad_plaintext")
+    text = decode_text(data[1:])
+    try:
+        json.loads(text)
+    except ValueError:
+        raise Fault("bad_plaintext") from None
+    return text
+
+
+def decode_text_array(data):
+    """Nested lists, NULL as None, with the lower bounds where they are not 1."""
+    reader = Reader(data)
+    dimensions, has_nulls, element = (reader.number(4) for _ in range(3))
+    if not 0 <= dimensions <= 6 or has_nulls not in (0, 1) or element != 25:
+        raise Fault("bad_plaintext")
+    bounds = [(reader.number(4), reader.number(4)) for _ in range(dimensions)]
+    if any(length < 1 for length, _ in bounds):
+        raise Fault("bad_plaintext")
+
+    def elements(left):
+        if not left:
+            size = reader.number(4)
+            return None if size == -1 else decode_text(reader.take(size))
+        return [elements(left[1:]) for _ in range(left[0][0])]
+    result = reader.end(elements(bounds) if bounds else [])
+    if any(lower != 1 for _, lower in bounds):
+        return {"lower_bounds": [lower for _, lower in bounds], "elements": result}
+    return result
+
+
+NUMERIC_SPECIAL = {0xC000: "NaN", 0xD000: "Infinity", 0xF000: "-Infinity"}
+DECODERS = {"text": decode_text, "bytea": bytes.hex, "boolean": decode_boolean,
+            "int2": decode_integer(2), "int4": decode_integer(4), "int8": decode_integer(8),
+            "float8": decode_float8, "numeric": decode_numeric, "date": decode_date,
+            "timestamp": decode_timestamp(""), "timestamptz": decode_timestamp("+00"),
+            "interval": decode_interval, "uuid": decode_uuid, "inet": decode_inet,
+            "jsonb": decode_jsonb, "text[]": decode_text_array}
+
+
+def decode_plaintext(type_name, plaintext):
+    """What JSON shows of a plaintext: doc/format.md, Types."""
+    return DECODERS[type_name](plaintext)
 
 
 def decode(line, dek, associated_data=None):
@@ -214,6 +379,18 @@ def search_token(search_key, label, type_name, mode, canonical):
     mode_number = next(n for n, name in MODES.items() if name == mode)
     data = encode_label(label) + bytes([number, mode_number]) + canonical
     return hmac.new(kdf(search_key, "envcrypt1 token", b""), data, hashlib.sha256).digest()[:16]
+
+
+def canonical(type_name, mode, plaintext):
+    """What a token is made of."""
+    if type_name == "text":
+        return canonical_text(plaintext, mode)
+    if type_name != "numeric":
+        return plaintext
+    count = int.from_bytes(plaintext[:2], "big")
+    while count and plaintext[6 + 2 * count:8 + 2 * count] == b"\x00\x00":
+        count -= 1
+    return count.to_bytes(2, "big") + plaintext[2:6] + plaintext[8:8 + 2 * count]
 
 
 def canonical_text(plaintext, mode):

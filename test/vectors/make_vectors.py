@@ -55,6 +55,13 @@ def canonical(plaintext, mode):
     return plaintext
 
 
+def canonical_numeric(plaintext):
+    digits = plaintext[8:]
+    while digits.endswith(b"\x00\x00"):
+        digits = digits[:-2]
+    return struct.pack(">H", len(digits) // 2) + plaintext[2:6] + digits
+
+
 def base64_text(data):
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     bits = "".join(format(byte, "08b") for byte in data)
@@ -69,7 +76,7 @@ KEY_ID = 0x0123456789ABCDEF
 
 
 def good(name, why, type_name, plaintext, key_id=KEY_ID, label=None, mode=None, version=0,
-         associated_data=None):
+         associated_data=None, **more):
     number = TYPES.index(type_name) + 1
     salt, nonce = pick(name + " salt", 4), pick(name + " nonce", 12)
     flags = number
@@ -80,7 +87,7 @@ def good(name, why, type_name, plaintext, key_id=KEY_ID, label=None, mode=None, 
         header += label_bytes(label)
     if mode is not None:
         flags |= 1 << 6
-        form = canonical(plaintext, mode)
+        form = canonical(plaintext, mode) if type_name != "numeric" else canonical_numeric(plaintext)
         token = hmac_sha256(kdf(SEARCH_KEY, b"envcrypt1 token", b""),
                             label_bytes(label) + bytes([number, MODES[mode]]) + form)[:16]
         header += bytes([MODES[mode] << 6 | version]) + token
@@ -96,30 +103,63 @@ def good(name, why, type_name, plaintext, key_id=KEY_ID, label=None, mode=None, 
     return {"name": name, "why": why, "dek": DEK.hex(), "type": type_name,
             "key_id": "%016x" % key_id, "label": label, "search": search,
             "associated_data": associated_data, "salt": salt.hex(), "nonce": nonce.hex(),
-            "plaintext": plaintext.hex(), "value": value.hex(), "text": "ec1:" + base64_text(value)}
+            "plaintext": plaintext.hex(), **more, "value": value.hex(), "text": "ec1:" + base64_text(value)}
 
 
 def send_format_samples():
-    """PostgreSQL's binary send format of the types that doc/format.md reserves."""
-    inet4 = bytes([2, 24, 0, 4, 192, 0, 2, 1])
-    array = struct.pack(">iiIii", 1, 1, 25, 3, 1)
-    array += struct.pack(">i", 1) + b"a" + struct.pack(">i", -1) + struct.pack(">i", 0)
+    """(type, what a decoder shows, PostgreSQL's binary send format), written out by hand."""
+    def texts(*dimensions_and_elements):
+        bounds, elements = dimensions_and_elements
+        data = struct.pack(">iiI", len(bounds), int(None in elements), 25)
+        data += b"".join(struct.pack(">ii", *bound) for bound in bounds)
+        return data + b"".join(struct.pack(">i", -1) if e is None else struct.pack(">i", len(e)) + e for e in elements)
+
+    def numeric(weight, sign, scale, *digits):
+        return struct.pack(">HhHH%dH" % len(digits), len(digits), weight, sign, scale, *digits)
+
+    far = bytes.fromhex("20010db8000000000000000000000001")
     return [
-        ("boolean", "true", b"\x01"),
-        ("int2", "-2", struct.pack(">h", -2)),
-        ("int4", "2147483647", struct.pack(">i", 2147483647)),
-        ("int8", "-9223372036854775808", struct.pack(">q", -2**63)),
+        ("boolean", True, b"\x01"),
+        ("boolean", False, b"\x00"),
+        ("int2", -2, struct.pack(">h", -2)),
+        ("int4", 2147483647, struct.pack(">i", 2147483647)),
+        ("int8", -9223372036854775808, struct.pack(">q", -2**63)),
         ("float8", "-0.5", struct.pack(">d", -0.5)),
+        ("float8", "-0", bytes.fromhex("8000000000000000")),
+        ("float8", "NaN", bytes.fromhex("7ff8000000000000")),
+        ("float8", "-Infinity", bytes.fromhex("fff0000000000000")),
+        ("float8", "5e-324", bytes.fromhex("0000000000000001")),
         ("numeric", "12345.6780", struct.pack(">hhHhhhh", 3, 1, 0, 4, 1, 2345, 6780)),
+        ("numeric", "0", numeric(0, 0, 0)),
+        ("numeric", "0.000", numeric(0, 0, 3)),
+        ("numeric", "-0.00005", numeric(-2, 0x4000, 5, 5000)),
+        ("numeric", "100000000", numeric(2, 0, 0, 1)),
+        ("numeric", "NaN", numeric(0, 0xC000, 0)),
+        ("numeric", "Infinity", numeric(0, 0xD000, 0x20)),
+        ("numeric", "-Infinity", numeric(0, 0xF000, 0x20)),
         ("date", "2000-01-02", struct.pack(">i", 1)),
+        ("date", "4714-11-24 BC", struct.pack(">i", -2451545)),
+        ("date", "5874897-12-31", struct.pack(">i", 2145031948)),
+        ("date", "infinity", struct.pack(">i", 2**31 - 1)),
+        ("date", "-infinity", struct.pack(">i", -2**31)),
         ("timestamp", "2000-01-01 00:00:01", struct.pack(">q", 1000000)),
+        ("timestamp", "1999-12-31 23:59:59.999999", struct.pack(">q", -1)),
+        ("timestamp", "-infinity", struct.pack(">q", -2**63)),
         ("timestamptz", "2000-01-01 00:00:01+00", struct.pack(">q", 1000000)),
-        ("interval", "1 mon 2 days 00:00:03", struct.pack(">qii", 3000000, 2, 1)),
+        ("timestamptz", "infinity", struct.pack(">q", 2**63 - 1)),
+        ("interval", {"microseconds": 3000000, "days": 2, "months": 1}, struct.pack(">qii", 3000000, 2, 1)),
+        ("interval", {"microseconds": -86400000000, "days": 0, "months": -14}, struct.pack(">qii", -86400000000, 0, -14)),
         ("uuid", "00112233-4455-6677-8899-aabbccddeeff",
          bytes.fromhex("00112233445566778899aabbccddeeff")),
-        ("inet", "192.0.2.1/24", inet4),
+        ("inet", "192.0.2.1/24", bytes([2, 24, 0, 4, 192, 0, 2, 1])),
+        ("inet", "192.0.2.1", bytes([2, 32, 0, 4, 192, 0, 2, 1])),
+        ("inet", "2001:db8::1/64", bytes([3, 64, 0, 16]) + far),
         ("jsonb", '{"a": 1}', b"\x01" + b'{"a": 1}'),
-        ("text[]", '{a,NULL,""}', array),
+        ("jsonb", '"\u00e9"', b"\x01" + b'"\xc3\xa9"'),
+        ("text[]", ["a", None, ""], texts([(3, 1)], [b"a", None, b""])),
+        ("text[]", [], texts([], [])),
+        ("text[]", [["a", "b"], ["c", "d"]], texts([(2, 1), (2, 1)], [b"a", b"b", b"c", b"d"])),
+        ("text[]", {"lower_bounds": [0], "elements": ["\u00e9"]}, texts([(1, 0)], [b"\xc3\xa9"])),
     ]
 
 
@@ -167,9 +207,16 @@ def make_good():
              "text", b"078-05-1120", label="ssn", mode="exact", version=1,
              associated_data="patient:42"),
     ]
+    seen = {}
     for type_name, shown, plaintext in send_format_samples():
-        vectors.append(good("type_" + type_name.replace("[]", "_array"),
-                            "type number and send format of " + shown, type_name, plaintext))
+        seen[type_name] = seen.get(type_name, 0) + 1
+        name = "type_" + type_name.replace("[]", "_array") + ("_%d" % seen[type_name] if seen[type_name] > 1 else "")
+        vectors.append(good(name, "type number and send format of " + (shown if isinstance(shown, str) else json.dumps(shown)),
+                            type_name, plaintext, shown=shown))
+    for name, scale, why in (("token_numeric", 1, "a token of 1.5"), ("token_numeric_scale", 4, "the same token of 1.5000")):
+        vectors.append(good(name, why, "numeric", struct.pack(">HhHHHH", 2, 0, 0, scale, 1, 5000), label="pay", mode="exact", version=1))
+    vectors.append(good("token_numeric_zero", "a token of 0.00", "numeric", struct.pack(">HhHH", 0, 0, 0, 2), label="pay", mode="exact", version=1))
+    vectors.append(good("token_date", "a token of a date", "date", struct.pack(">i", 1), label="born", mode="exact", version=1))
     return vectors
 
 
@@ -306,6 +353,28 @@ def make_bad(by_name):
     bad("text_zero", "bad_plaintext", "a zero byte in a text",
         sealed_text("text_zero", b"a\x00b"))
 
+    def sealed(type_name, name, plaintext):
+        return bytes.fromhex(good(name, "", type_name, plaintext)["value"])
+
+    for type_name, what, why, plaintext in (
+            ("boolean", "two", "a boolean of 2", b"\x02"), ("boolean", "empty", "no boolean at all", b""),
+            ("int4", "short", "three bytes of an int4", b"\x00\x00\x01"), ("int8", "long", "nine bytes of an int8", bytes(9)),
+            ("float8", "short", "seven bytes of a float8", bytes(7)),
+            ("numeric", "digit", "a digit of 10000", struct.pack(">HhHHH", 1, 0, 0, 0, 10000)),
+            ("numeric", "count", "fewer digits than it says", struct.pack(">HhHHH", 2, 0, 0, 0, 1)),
+            ("numeric", "sign", "an unknown sign", struct.pack(">HhHHH", 1, 0, 1, 0, 1)),
+            ("interval", "short", "an interval without months", bytes(12)), ("uuid", "short", "15 bytes of a uuid", bytes(15)),
+            ("inet", "family", "an unknown family", bytes([4, 32, 0, 4, 1, 2, 3, 4])),
+            ("inet", "bits", "a prefix of 33 bits", bytes([2, 33, 0, 4, 1, 2, 3, 4])),
+            ("inet", "cidr", "marked as a cidr", bytes([2, 32, 1, 4, 1, 2, 3, 4])),
+            ("jsonb", "version", "version 2", b"\x02{}"), ("jsonb", "broken", "a document that is cut short", b"\x01{"),
+            ("text[]", "element", "elements of another type", struct.pack(">iiI", 0, 0, 17)),
+            ("text[]", "cut", "fewer elements than it says", struct.pack(">iiIii", 1, 0, 25, 2, 1) + struct.pack(">i", 0)),
+            ("text[]", "long", "bytes after the last element", struct.pack(">iiI", 0, 0, 25) + b"x"),
+            ("text[]", "deep", "seven dimensions", struct.pack(">iiI", 7, 0, 25) + struct.pack(">ii", 1, 1) * 7)):
+        name = "%s_%s" % (type_name.replace("[]", "_array"), what)
+        bad(name, "bad_plaintext", why, sealed(type_name, name, plaintext))
+
     # text forms
     one = by_name["text_empty"]["text"]     # 42 bytes: no padding
     two = by_name["label"]["text"]          # 50 bytes: one =
@@ -420,8 +489,7 @@ def make():
             "good: opens to `plaintext` and is what sealing with this salt and nonce gives.",
             "bad: must fail as `expect` says. With `text`, when that text is read; else when the",
             "bytes `value` are parsed, or opened under `dek` with `associated_data`.",
-            "The plaintexts of types 3 to 16 show PostgreSQL's send format; a decoder of this",
-            "version of format.md hands them over as bytes.",
+            "shown: what test/vectors/decode.py makes of the plaintext.",
         ],
         "good": entries,
         "bad": bad,
