@@ -56,30 +56,22 @@ keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parse
     return *site.subkey;
 }
 
-const char *shown_label(value::Label label) {
-    char text[8];
-    ErrorReport report;
-    if (!guarded(report, [&] { copy_text(text, value::label_text(label)); })) raise(report);
-    return pstrdup(text);
-}
-
 [[noreturn]] void raise_wrong_label(value::Label label, value::Label expected) {
     if (label == 0)
-        ereport(ERROR,
-                (errcode(ERRCODE_DATA_EXCEPTION),
-                 errmsg("the value has no label, and %s was expected", shown_label(expected)),
-                 errdetail("It may have been planted in the place of a labelled one.")));
+        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+                        errmsg("the value has no label, and %s was expected", label_name(expected)),
+                        errdetail("It may have been planted in the place of a labelled one.")));
     if (expected == 0)
         ereport(ERROR,
                 (errcode(ERRCODE_DATA_EXCEPTION),
-                 errmsg("the value belongs to a column with the label %s", shown_label(label)),
+                 errmsg("the value belongs to a column with the label %s", label_name(label)),
                  errdetail("It decrypts only out of such a column, or where its label is said."),
                  errhint("Where PostgreSQL does not know the column any more (variables, "
                          "aggregates, domains), say it: decrypt(value, label => '%s').",
-                         shown_label(label))));
+                         label_name(label))));
     ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
                     errmsg("the value belongs to a column with the label %s, not %s",
-                           shown_label(label), shown_label(expected)),
+                           label_name(label), label_name(expected)),
                     errdetail("It was moved from one column to another.")));
     pg_unreachable();
 }
@@ -344,7 +336,7 @@ ENVCRYPT_FUNCTION(envcrypt_inspect) {
     }
     values[5] = CStringGetTextDatum(value::type_name(header.type));
     nulls[6] = header.label == 0;
-    values[6] = CStringGetTextDatum(shown_label(header.label));
+    values[6] = CStringGetTextDatum(label_name(header.label));
     nulls[7] = !header.has_token;
     values[7] = CStringGetTextDatum(value::search_word(header.token.mode));
     values[8] = BoolGetDatum(header.bound);

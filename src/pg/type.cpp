@@ -44,7 +44,7 @@ char *declaration_name(const value::Declaration &declaration) {
     return psprintf("encrypted(%s)", words);
 }
 
-static const char *label_name(value::Label label) {
+const char *label_name(value::Label label) {
     char text[8];
     ErrorReport report;
     if (!guarded(report, [&] { copy_text(text, value::label_text(label)); })) raise(report);

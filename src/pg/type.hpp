@@ -21,6 +21,9 @@ inline ByteView varlena_bytes(const void *varlena) {
             static_cast<std::size_t>(VARSIZE_ANY_EXHDR(varlena))};
 }
 
+// Its letters.
+const char *label_name(value::Label label);
+
 // Whether a value that is declared so itself may stand in a column of that declaration.
 bool fits(const value::Header &header, const value::Declaration &declaration);
 // True where it does. Raises where it does not; from PostgreSQL 16 on, reports that into `soft` and
