@@ -5,7 +5,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top"
 
 # PostgreSQL refuses to run as root. The user must reach the files, so a checkout that it cannot enter (below /root,
-# say) sends everything to a temporary folder, what the tests read included: $readable/test, $readable/expected.
+# say) sends everything to a temporary folder, what the tests read included: $readable/test, $readable/expected, $readable/doc.
 work=$top/build
 readable=$top
 if [ "$(id -u)" = 0 ]; then
@@ -23,7 +23,7 @@ fi
 temporary=
 if [ -z "$work" ]; then
     work=$(mktemp -d "${TMPDIR:-/tmp}/envcrypt.XXXXXX") temporary=$work readable=$work
-    cp -r test expected "$work/"
+    cp -r test expected doc "$work/"
     chmod -R a+rX "$work"
 fi
 mkdir -p "$work"
