@@ -484,7 +484,8 @@ SELECT CASE
     WHEN tenant_column <> '' AND NOT EXISTS (SELECT FROM col WHERE attname = tenant_column AND type IS NULL) THEN
         envcrypt.raise_error('42703', format('table %s has no such column for the tenant that is not encrypted', base), 'Name the column that holds the row''s tenant.')
     ELSE format($ddl$-- Plaintext to whoever may decrypt: the view runs as the caller. Write to its plaintext columns; the columns *_encrypted are
--- there to be searched: WHERE envcrypt.matches(..._encrypted, value).
+-- there to be searched: WHERE envcrypt.matches(..._encrypted, value). Who inserts needs the privileges of the table, and USAGE on
+-- the sequences of its identity columns.
 CREATE VIEW %1$s WITH (security_invoker = true) AS
     SELECT %2$s
     FROM %3$s t;

@@ -9,9 +9,8 @@ namespace {
 // COPY's context would put what was fed in into the log, hence errhidecontext() on these errors.
 // How to write what type input refuses: most often a literal without a cast.
 constexpr const char *kWriteHint =
-    "Plaintext is encrypted on assignment from its own type: write 'value'::text, or "
-    "envcrypt.encrypt('value'), or bind a parameter of that type. COPY takes encrypted values "
-    "only.";
+    "Plaintext is encrypted on assignment from its own type: write 'value'::text, $1::text for a "
+    "parameter, or envcrypt.encrypt(...). COPY takes encrypted values only.";
 
 // A word as SQL reads it in a declaration: a type or label that is a name stands bare.
 std::string quote_word(std::string_view word) {
@@ -171,7 +170,10 @@ ENVCRYPT_FUNCTION(envcrypt_recv) {
         {reinterpret_cast<const std::uint8_t *>(bytes), static_cast<std::size_t>(length)}, parsed);
     if (fault != value::Fault::none)
         ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
-                        errmsg("invalid binary input for type encrypted"),
+                        fault == value::Fault::unknown_format
+                            ? errmsg("invalid binary input for type encrypted: not an encrypted "
+                                     "value")
+                            : errmsg("invalid binary input for type encrypted"),
                         errdetail("The check that failed: %s.", value::fault_name(fault)),
                         errhint("%s", kWriteHint), errhidecontext(true)));
     if (typmod != kNoTypmod) require_fit(parsed.header, declaration_of(typmod));
