@@ -21,7 +21,7 @@ sub version
 	return sprintf '%d.%03d', $1, $2;
 }
 
-# roles: who may log in; settings: lines of the section [pgbouncer].
+# roles: who may log in; tcp: on 127.0.0.1 too; settings: lines of the section [pgbouncer].
 sub start
 {
 	my ($class, $node, %options) = @_;
@@ -31,7 +31,7 @@ sub start
 	append_to_file("$dir/ini", "[databases]
 * = host=" . $node->host . " port=" . $node->port . "
 [pgbouncer]
-listen_addr =
+listen_addr = " . ($options{tcp} ? '127.0.0.1' : '') . "
 listen_port = $self->{port}
 unix_socket_dir = $dir
 auth_type = trust
