@@ -489,25 +489,26 @@ SELECT CASE
 CREATE VIEW %1$s WITH (security_invoker = true) AS
     SELECT %2$s
     FROM %3$s t;
-%4$sCREATE FUNCTION %5$s() RETURNS trigger LANGUAGE plpgsql AS $write$
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        INSERT INTO %3$s AS t (%6$s)%7$s VALUES
-            (%8$s)%9$s;
-        RETURN NEW;
-    ELSIF TG_OP = 'UPDATE' THEN
-        UPDATE %3$s t SET
-            %10$s
-            WHERE %11$s%9$s;
-        RETURN CASE WHEN FOUND THEN NEW END;
-    END IF;
-    DELETE FROM %3$s t WHERE %11$s;
-    RETURN CASE WHEN FOUND THEN OLD END;
-END $write$;
+%4$sCREATE FUNCTION %5$s() RETURNS trigger LANGUAGE plpgsql AS %6$L;
 CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON %1$s
     FOR EACH ROW EXECUTE FUNCTION %5$s();
-$ddl$, view, selected, base, defaults.ddl, function, names, CASE WHEN has_identity THEN ' OVERRIDING SYSTEM VALUE' END, inserted,
-        CASE WHEN generated IS NOT NULL THEN format(' RETURNING %s INTO %s', generated_from, generated) END, updated, found)
+$ddl$, view, selected, base, defaults.ddl, function, format($body$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO %1$s AS t (%2$s)%3$s VALUES
+            (%4$s)%5$s;
+        RETURN NEW;
+    ELSIF TG_OP = 'UPDATE' THEN
+        UPDATE %1$s t SET
+            %6$s
+            WHERE %7$s%5$s;
+        RETURN CASE WHEN FOUND THEN NEW END;
+    END IF;
+    DELETE FROM %1$s t WHERE %7$s;
+    RETURN CASE WHEN FOUND THEN OLD END;
+END 
+$body$, base, names, CASE WHEN has_identity THEN ' OVERRIDING SYSTEM VALUE' END, inserted,
+            CASE WHEN generated IS NOT NULL THEN format(' RETURNING %s INTO %s', generated_from, generated) END, updated, found))
     END
 FROM part LEFT JOIN rel ON true, defaults
 $view_ddl$;

@@ -15,13 +15,10 @@ ENVCRYPT_FUNCTION(envcrypt_count_values) {
     if (name == nullptr)
         ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE), errmsg("there is no such table")));
     const AttrNumber attribute = get_attnum(table, column);
-    const char *type = attribute == InvalidAttrNumber
-                           ? nullptr
-                           : format_type_be(getBaseType(get_atttype(table, attribute)));
-    if (type == nullptr)
+    if (attribute == InvalidAttrNumber)
         ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
                         errmsg("table %s has no column \"%s\"", name, column)));
-    if (strcmp(type, "envcrypt.encrypted") != 0 && strcmp(type, "encrypted") != 0)
+    if (getBaseType(get_atttype(table, attribute)) != encrypted_type())
         ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
                         errmsg("column \"%s\" of table %s is not encrypted", column, name)));
     InitMaterializedSRF(fcinfo, 0);
@@ -40,6 +37,8 @@ ENVCRYPT_FUNCTION(envcrypt_count_values) {
         bool is_null;
         HeapTuple row = SPI_tuptable->vals[i];
         const Datum id = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &is_null);
+        if (is_null || VARSIZE_ANY_EXHDR(DatumGetByteaPP(id)) != sizeof(std::uint64_t))
+            elog(ERROR, "envcrypt: a value without a key id");
         const std::uint64_t key_id = load_be64(varlena_bytes(DatumGetByteaPP(id)).data());
         Datum values[4] = {};
         bool nulls[4] = {};

@@ -2,6 +2,7 @@
 // the postmaster.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
+#include "pg/rights.hpp"
 
 extern "C" {
 ENVCRYPT_EXPORT const Pg_magic_struct *PG_MAGIC_FUNCTION_NAME(void);
@@ -30,9 +31,29 @@ namespace {
 ProcessUtility_hook_type next_utility_hook = nullptr;
 planner_hook_type next_planner_hook = nullptr;
 
-bool check_tenant(char **value, void **, GucSource) {
+// What is kept with each value of envcrypt.tenant: the transaction that set it. A value that comes
+// back, after SET LOCAL, a savepoint or a function with a SET clause, brings its own along.
+struct TenantStamp {
+    LocalTransactionId set_in;
+};
+bool defining_settings = false;  // the values that are there already are of no transaction we know
+
+bool stamp_tenant(void **extra) {
+#if PG_VERSION_NUM >= 160000
+    auto *stamp = static_cast<TenantStamp *>(guc_malloc(LOG, sizeof(TenantStamp)));
+#else
+    auto *stamp = static_cast<TenantStamp *>(malloc(sizeof(TenantStamp)));
+#endif
+    if (stamp == nullptr) return false;
+    stamp->set_in =
+        MyProc == nullptr || defining_settings ? InvalidLocalTransactionId : current_transaction();
+    *extra = stamp;
+    return true;
+}
+
+bool check_tenant(char **value, void **extra, GucSource) {
     // '' is what is left of a SET LOCAL that came before this library
-    if (**value == '\0' || is_tenant_name(*value)) return true;
+    if (**value == '\0' || is_tenant_name(*value)) return stamp_tenant(extra);
     GUC_check_errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ / + = -.");
     return false;
 }
@@ -52,16 +73,24 @@ void assign_tenant_scope(int scope, void *) {
     setting_tenant_per_transaction = scope == scope_transaction;
 }
 
-// The transaction that set the tenant last. What a SET LOCAL hid comes back outside of all of them.
-LocalTransactionId tenant_set_in = InvalidLocalTransactionId;
+// The transaction that set the tenant: a setting, since settings are what parallel workers get.
+int tenant_set_in = InvalidLocalTransactionId;
 
-void assign_tenant(const char *, void *) {
+void assign_tenant(const char *, void *extra) {
     ++tenant_setting_changes;
-    tenant_set_in = MyProc != nullptr ? current_transaction() : InvalidLocalTransactionId;
+    if (InitializingParallelWorker) return;
+    tenant_set_in = extra == nullptr ? InvalidLocalTransactionId
+                                     : static_cast<int>(static_cast<TenantStamp *>(extra)->set_in);
 }
 
 bool tenant_is_of_this_transaction() {
-    return tenant_set_in != InvalidLocalTransactionId && tenant_set_in == current_transaction();
+    const PGPROC *leader = IsParallelWorker() ? MyProc->lockGroupLeader : MyProc;
+    return tenant_set_in != InvalidLocalTransactionId && leader != nullptr &&
+           static_cast<LocalTransactionId>(tenant_set_in) == transaction_of(*leader);
+}
+
+bool check_stamp(int *, void **, GucSource source) {
+    return source == PGC_S_DEFAULT || source == PGC_S_OVERRIDE || InitializingParallelWorker;
 }
 
 bool explains_materialized_view(Node *statement) {
@@ -109,9 +138,6 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
 PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo parameters) {
     const Backend *state = backend_if_any();
     if (state != nullptr && !state->brought.empty()) options &= ~CURSOR_OPT_PARALLEL_OK;
-    // nor do they know when the tenant was set
-    if (setting_tenant_per_transaction && !tenant_is_of_this_transaction())
-        options &= ~CURSOR_OPT_PARALLEL_OK;
     return (next_planner_hook != nullptr ? next_planner_hook : standard_planner)(
         query, text, options, parameters);
 }
@@ -119,8 +145,7 @@ PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo 
 }  // namespace
 
 void require_tenant_scope() {
-    if (!setting_tenant_per_transaction || tenant_is_of_this_transaction() || IsParallelWorker())
-        return;
+    if (!setting_tenant_per_transaction || tenant_is_of_this_transaction()) return;
     ereport(
         ERROR,
         (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -135,6 +160,8 @@ void require_tenant_scope() {
 
 void _PG_init(void) {
     using namespace envcrypt::pg;
+    loaded_amid_statement = IsTransactionState();
+    defining_settings = true;
     DefineCustomStringVariable("envcrypt.tenant", "Whose key encrypts where no tenant is named.",
                                nullptr, &setting_tenant, "default", PGC_USERSET, 0, check_tenant,
                                assign_tenant, nullptr);
@@ -166,9 +193,17 @@ void _PG_init(void) {
         nullptr, &session_brought_identity, false, PGC_SUSET,
         GUC_NO_SHOW_ALL | GUC_NO_RESET_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
         check_brought, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "envcrypt.tenant_set_in", "Which transaction of the session set envcrypt.tenant.", nullptr,
+        &tenant_set_in, InvalidLocalTransactionId, PG_INT32_MIN, PG_INT32_MAX, PGC_SUSET,
+        GUC_NO_SHOW_ALL | GUC_NO_RESET_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE, check_stamp,
+        nullptr, nullptr);
     // what has its default value is not handed to workers
-    if (!IsParallelWorker())
+    if (!IsParallelWorker()) {
         SetConfigOption("envcrypt.session_credentials", "off", PGC_SUSET, PGC_S_OVERRIDE);
+        SetConfigOption("envcrypt.tenant_set_in", "0", PGC_SUSET, PGC_S_OVERRIDE);
+    }
+    defining_settings = false;
     MarkGUCPrefixReserved("envcrypt");
     next_utility_hook = ProcessUtility_hook;
     ProcessUtility_hook = on_utility;

@@ -19,6 +19,7 @@ extern "C" {
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_foreign_server.h"
@@ -103,13 +104,16 @@ inline bool may_execute(Oid function, Oid user) {
 #endif
 }
 
-// The transaction under way, as the process numbers them; invalid outside of one.
-inline LocalTransactionId current_transaction() {
+// The transaction that a process has under way, as it numbers them itself; invalid outside of one.
+inline LocalTransactionId transaction_of(const PGPROC &process) {
 #if PG_VERSION_NUM >= 170000
-    return MyProc->vxid.lxid;
+    return process.vxid.lxid;
 #else
-    return MyProc->lxid;
+    return process.lxid;
 #endif
+}
+inline LocalTransactionId current_transaction() {
+    return transaction_of(*MyProc);
 }
 
 inline bool is_autovacuum_worker() {

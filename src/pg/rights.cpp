@@ -21,10 +21,32 @@ void raise_no_right(Oid function) {
     pg_unreachable();
 }
 
+bool loaded_amid_statement = false;
+
+void refuse_materializing() {
+    loaded_amid_statement = false;
+    if (!TransactionIdIsValid(GetCurrentTransactionIdIfAny())) return;
+    Relation classes = table_open(RelationRelationId, AccessShareLock);
+    ScanKeyData key;
+    ScanKeyInit(&key, Anum_pg_class_relkind, BTEqualStrategyNumber, F_CHAREQ,
+                CharGetDatum(RELKIND_MATVIEW));
+    SysScanDesc scan = systable_beginscan(classes, InvalidOid, false, nullptr, 1, &key);
+    bool found = false;
+    for (HeapTuple tuple = systable_getnext(scan); HeapTupleIsValid(tuple) && !found;
+         tuple = systable_getnext(scan))
+        found = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+    systable_endscan(scan);
+    table_close(classes, AccessShareLock);
+    if (found) raise_maintenance();
+}
+
+Oid encrypted_type() {
+    return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("encrypted"),
+                           ObjectIdGetDatum(get_namespace_oid("envcrypt", false)));
+}
+
 Oid right_function(Right right) {
-    const Oid schema = get_namespace_oid("envcrypt", false);
-    const Oid type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("encrypted"),
-                                     ObjectIdGetDatum(schema));
+    const Oid type = encrypted_type();
     const Oid encrypt[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
     const Oid decrypt[] = {type, TEXTOID, TEXTOID};
     const Oid search[] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};

@@ -7,13 +7,22 @@
 namespace envcrypt::pg {
 
 [[noreturn]] void raise_maintenance();
+// The statement that loaded this library began without its hooks: EXPLAIN ANALYZE CREATE
+// MATERIALIZED VIEW is then known by the materialized view that this transaction has made. Looked
+// for once.
+extern bool loaded_amid_statement;
+void refuse_materializing();
 [[noreturn]] void raise_no_right(Oid function);
 
 // ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
 // expression yields, under whatever identity they run as.
 inline void refuse_maintenance() {
     if (unlikely(InSecurityRestrictedOperation() || is_autovacuum_worker())) raise_maintenance();
+    if (unlikely(loaded_amid_statement)) refuse_materializing();
 }
+
+// The OID of envcrypt.encrypted.
+Oid encrypted_type();
 
 // The function whose EXECUTE stands for a right where C code uses it on the way.
 enum class Right { encrypt, decrypt, search };

@@ -353,6 +353,7 @@ ENVCRYPT_FUNCTION(envcrypt_search) {
     const Oid right = fcinfo->flinfo->fn_oid;
     if (count == 0) add_probes(probes, site, right, {}, declaration, plaintext);
     for (int i = 0; i < count; ++i) {
+        CHECK_FOR_INTERRUPTS();
         const ByteView tenant = varlena_bytes(DatumGetTextPP(tenants[i]));
         if (tenant.empty())
             ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name")));
@@ -384,6 +385,7 @@ ENVCRYPT_FUNCTION(envcrypt_search_column) {
     }
     Probes probes{};
     for (int i = 0; i < count; ++i) {
+        CHECK_FOR_INTERRUPTS();
         ByteView plaintext;
         if (nulls[i] ||
             !equal_plaintext(many ? site.element : source, sought[i], declaration.type, plaintext))

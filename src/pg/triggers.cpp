@@ -21,8 +21,9 @@ bool keys_exist() {
     const Oid table = OidIsValid(schema) ? get_relname_relid("wrapped_key", schema) : InvalidOid;
     // where it cannot be looked up, nothing may be lost
     if (!OidIsValid(table)) return true;
-    // waits for those who are about to commit a key
-    LockRelationOid(table, AccessExclusiveLock);
+    // waits for those who are about to commit a key, and for no reader: whoever may not drop
+    // anything gets here too
+    LockRelationOid(table, ShareLock);
     return any_wrapped_key(nullptr);
 }
 
@@ -88,7 +89,7 @@ void check_drop(DropStmt *drop) {
 [[noreturn]] void refuse_rename() {
     ereport(ERROR,
             (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-             errmsg("the schema and the tables of extension envcrypt keep their names and columns"),
+             errmsg("the schema and the tables of extension envcrypt stay as they were made"),
              errdetail("The keys are found by them.")));
     pg_unreachable();
 }
@@ -106,7 +107,8 @@ void check_alter_table(AlterTableStmt *alter) {
     ListCell *cell;
     foreach (cell, alter->cmds) {
         const AlterTableType change = static_cast<AlterTableCmd *>(lfirst(cell))->subtype;
-        if (change == AT_DropColumn || change == AT_AlterColumnType || change == AT_DropConstraint)
+        if (change == AT_AddColumn || change == AT_DropColumn || change == AT_AlterColumnType ||
+            change == AT_DropConstraint || change == AT_SetUnLogged)
             refuse_rename();
     }
 }

@@ -51,12 +51,26 @@ CREATE TABLE secret_key (ssn envcrypt.encrypted(text, searchable, ssn) PRIMARY K
 SELECT name, error_of(format('SELECT envcrypt.view_ddl(%L)', name)) FROM unnest('{keyless,undeclared,plain,secret_key}'::text[]) name;
 SELECT error_of('SELECT envcrypt.view_ddl(''"Patient"'', ''nothing'')'), error_of('SELECT envcrypt.view_ddl(''"Patient"'', ''ssn'')'), envcrypt.view_ddl(NULL) IS NULL AS null;
 
+-- names that would leave the literal they stand in
+CREATE TABLE "h$write$;'\" (id int PRIMARY KEY, "x$write$;DROP TABLE plain;--
+\! " int, "$ddl$'$body$" int, s envcrypt.encrypted(text, a));
+SELECT envcrypt.view_ddl('"h$write$;''\"') AS ddl \gset
+:ddl
+INSERT INTO "h$write$;'\_plain" (id, "$ddl$'$body$", s) VALUES (1, 2, 'kept');
+UPDATE "h$write$;'\_plain" SET "$ddl$'$body$" = 3;
+SELECT id, "$ddl$'$body$", s FROM "h$write$;'\_plain";
+DROP TABLE "h$write$;'\" CASCADE; DROP FUNCTION "h$write$;'\_plain_write";
+SELECT count(*) FROM plain;
+
 -- values by key
 INSERT INTO keyless SELECT envcrypt.encrypt('x', CASE WHEN n % 3 = 0 THEN 'other' ELSE 'acme' END) FROM generate_series(1, 9) n;
 INSERT INTO keyless VALUES ('ec1:EQEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'), (NULL);
 SELECT envcrypt.forget_keys() >= 0 AS forgot;
 SELECT tenant, key_version, key_id ~ '^[0-9a-f]{16}$' AS id, "values" FROM envcrypt.count_values('keyless', 'v') ORDER BY 1;
 SELECT count(*) AS open FROM envcrypt.cache;
+-- (a type of the same name is another type)
+CREATE TYPE encrypted AS (a int); CREATE TABLE evil (c encrypted); INSERT INTO evil VALUES (ROW(1));
+SELECT error_of('SELECT envcrypt.count_values(''evil'', ''c'')'); DROP TABLE evil; DROP TYPE encrypted;
 SELECT error_of('SELECT envcrypt.count_values(''keyless'', ''w'')'), error_of('SELECT envcrypt.count_values(''plain'', ''id'')'), error_of('SELECT envcrypt.count_values(1::regclass, ''id'')');
 SET ROLE regress_clerk;
 SELECT public.error_of('SELECT envcrypt.count_values(''public.keyless'', ''v'')');
@@ -80,6 +94,20 @@ SELECT (envcrypt.inspect(envcrypt.encrypt('x'))).tenant;
 SELECT count(*) FROM "Patient" WHERE envcrypt.matches(ssn, 'copied');
 COMMIT;
 SELECT error_of('SELECT envcrypt.encrypt(''x'')');
+-- a value that comes back is still of the transaction that set it
+CREATE FUNCTION sets() RETURNS text LANGUAGE sql SET envcrypt.tenant = 'other' AS $$ SELECT (envcrypt.inspect(envcrypt.encrypt('x'))).tenant $$;
+BEGIN; SAVEPOINT s; SET LOCAL envcrypt.tenant = 'other'; ROLLBACK TO s; SELECT error_of('SELECT envcrypt.encrypt(''x'')');
+SELECT sets(); SELECT error_of('SELECT envcrypt.encrypt(''x'')');
+SET LOCAL envcrypt.tenant = 'other'; SELECT sets(), (envcrypt.inspect(envcrypt.encrypt('x'))).tenant; COMMIT;
+DROP FUNCTION sets;
+-- in parallel workers too, whose plan is of another transaction
+CREATE TABLE many AS SELECT n::text AS t FROM generate_series(1, 2000) n; ALTER TABLE many SET (parallel_workers = 2); ANALYZE many;
+SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0; SET parallel_leader_participation = off; SET plan_cache_mode = force_generic_plan;
+PREPARE in_workers AS SELECT count((envcrypt.inspect(envcrypt.encrypt(t))).tenant) FROM many;
+BEGIN; SET LOCAL client_min_messages = error; SET LOCAL envcrypt.tenant = 'acme'; EXECUTE in_workers; COMMIT;
+SELECT split_part(error_of('EXECUTE in_workers'), E'\n', 1);
+RESET parallel_setup_cost; RESET parallel_tuple_cost; RESET min_parallel_table_scan_size; RESET parallel_leader_participation; RESET plan_cache_mode;
+DROP TABLE many; DEALLOCATE in_workers;
 -- what one statement sets is no other's
 SELECT set_config('envcrypt.tenant', 'other', false);
 SELECT error_of('SELECT envcrypt.encrypt(''x'')');

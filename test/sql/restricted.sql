@@ -49,6 +49,19 @@ SELECT error_of('REFRESH MATERIALIZED VIEW m');
 DROP MATERIALIZED VIEW m;
 -- by way of EXPLAIN, which PostgreSQL itself does not restrict, in parallel workers too
 SELECT error_of('EXPLAIN ANALYZE CREATE MATERIALIZED VIEW m AS SELECT envcrypt.decrypt(v) FROM t');
+-- nor where that very statement loads the library, by itself or from within another
+\set QUIET on
+\c -
+\set VERBOSITY terse
+EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) CREATE MATERIALIZED VIEW m AS SELECT envcrypt.decrypt(v) FROM t;
+\c -
+DO $$ BEGIN EXECUTE 'EXPLAIN ANALYZE CREATE MATERIALIZED VIEW m AS SELECT envcrypt.decrypt(v) FROM t'; END $$;
+\c -
+\set QUIET off
+INSERT INTO t (id, v) VALUES (9999, envcrypt.encrypt('first', 'acme'));
+DELETE FROM t WHERE id = 9999;
+\set VERBOSITY default
+SET envcrypt.tenant = 'acme';
 ALTER TABLE t SET (parallel_workers = 2);
 BEGIN;
 SET LOCAL client_min_messages = error;
