@@ -82,6 +82,12 @@ std::string wrap_context(Purpose purpose, std::uint64_t key_id, std::string_view
     return context;
 }
 
+std::string wrong_context(std::string context) {
+    const std::size_t purpose = context.find('\0') + 1;
+    const std::string any = key_id_text(~std::uint64_t{0});
+    return context.replace(context.find('\0', purpose) + 1, any.size(), any);
+}
+
 Digest commitment(Key key, std::string_view context) {
     Digest digest;
     derive_key(key, "envcrypt1 commit", as_bytes(context), digest);

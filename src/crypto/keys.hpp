@@ -23,6 +23,9 @@ std::string key_id_text(std::uint64_t key_id);
 // For a group key the group's name stands for the tenant. The tenant is UTF-8 without zero bytes.
 std::string wrap_context(Purpose purpose, std::uint64_t key_id, std::string_view tenant);
 
+// The same for the key id ffffffffffffffff, which no key has: what a wrapping must not open under.
+std::string wrong_context(std::string context);
+
 using Key = std::span<const std::uint8_t, kKeySize>;
 
 // What the catalog keeps of a key, to notice a wrong one: KDF(key, "envcrypt1 commit", C).

@@ -114,7 +114,11 @@ Result<Credential> read_keys(const kms::Server &server, const kms::Conversation 
 
 Result<Credential> read_sts(const kms::Server &server, const kms::Conversation &talk,
                             const http::Response &response) {
-    if (response.status != 200) return kms::aws_error(server, kLogIn, response);
+    if (response.status != 200)
+        return kms::aws_error(server, kLogIn, response,
+                              "The role's trust policy must let the identity assume it, and the "
+                              "identity's own policy sts:AssumeRole on the role, with the external "
+                              "id that the role asks for.");
     const std::string_view xml = response.body.expose_text();
     return read_keys(server, talk, "STS", element_text(xml, "AccessKeyId"),
                      element_text(xml, "SecretAccessKey"), element_text(xml, "SessionToken"),

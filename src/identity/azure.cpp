@@ -17,6 +17,9 @@ namespace {
 using kms::Json;
 
 constexpr std::string_view kLogIn = "log in";
+constexpr const char *kNeedsLogin =
+    "Something between the database and the login refuses it: check the host's access to instance "
+    "metadata, and the network.";
 constexpr kms::Clock kMetadataPatience{3000};
 
 // Numbers come as numbers from the login, as strings from instance metadata.
@@ -33,7 +36,7 @@ std::optional<std::int64_t> number(const Json &json, const char *name) {
 Result<Credential> read_token(const kms::Server &server, const kms::Conversation &talk,
                               http::Response response) {
     if (response.status != 200) {
-        Error error = kms::azure_error(server, kLogIn, response, false);
+        Error error = kms::azure_error(server, kLogIn, response, kNeedsLogin, false);
         if (response.status == 400 || response.status == 401) {
             error.code = ErrorCode::denied;
             error.hint =

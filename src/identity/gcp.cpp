@@ -18,6 +18,14 @@ using kms::Json;
 
 constexpr std::string_view kLogIn = "log in";
 constexpr std::string_view kGoogle = "Google";
+constexpr const char *kNeedsAccount =
+    "The host needs a service account whose access scopes include cloudkms or cloud-platform.";
+constexpr const char *kNeedsTrust =
+    "Google refuses the identity: check the file that credentials_file names, and what its pool or "
+    "its service account lets in.";
+constexpr const char *kNeedsImpersonation =
+    "The federated identity needs the role roles/iam.workloadIdentityUser on the service account "
+    "that the file names.";
 constexpr kms::Clock kMetadataPatience{3000};
 constexpr std::int64_t kAssertionSeconds = 3600;
 
@@ -33,8 +41,8 @@ Error file_error(const kms::Server &server, const char *what) {
 }
 
 // Answers of token endpoints say what is wrong by OAuth's words, others as the KMS does.
-Error token_error(const kms::Server &server, const http::Response &response) {
-    Error error = kms::gcp_error(server, kLogIn, response, false);
+Error token_error(const kms::Server &server, const http::Response &response, const char *needs) {
+    Error error = kms::gcp_error(server, kLogIn, response, needs, false);
     if (response.status == 400 || response.status == 401) {
         error.code = ErrorCode::denied;
         error.hint =
@@ -45,8 +53,8 @@ Error token_error(const kms::Server &server, const http::Response &response) {
 }
 
 Result<Credential> read_token(const kms::Server &server, const kms::Conversation &talk,
-                              http::Response response) {
-    if (response.status != 200) return token_error(server, response);
+                              http::Response response, const char *needs) {
+    if (response.status != 200) return token_error(server, response, needs);
     const std::optional<Json> json = Json::parse(std::move(response.body));
     if (!json) return login_nonsense(server, kGoogle, "It was not JSON as expected.");
     const auto token = json->text({"access_token"});
@@ -73,7 +81,7 @@ kms::Task<Result<Credential>> from_metadata(kms::Conversation &talk, const kms::
     if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
     if (response->status == 200 && response->header("metadata-flavor") != "Google")
         co_return login_nonsense(server, "Google's metadata server", {});
-    co_return read_token(server, talk, std::move(*response));
+    co_return read_token(server, talk, std::move(*response), kNeedsAccount);
 }
 
 kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
@@ -113,7 +121,7 @@ kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
                                   {"assertion", assertion.expose_text()}}));
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-    co_return read_token(server, talk, std::move(*response));
+    co_return read_token(server, talk, std::move(*response), kNeedsTrust);
 }
 
 // The subject token is read each time: whoever provides it replaces it.
@@ -149,7 +157,7 @@ kms::Task<Result<Credential>> from_external_account(kms::Conversation &talk,
                     {"subject_token", subject->expose_text()}}));
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-    Result<Credential> federated = read_token(server, talk, std::move(*response));
+    Result<Credential> federated = read_token(server, talk, std::move(*response), kNeedsTrust);
     if (!federated || !impersonation) co_return federated;
 
     // the service account is impersonated with it
@@ -159,7 +167,7 @@ kms::Task<Result<Credential>> from_external_account(kms::Conversation &talk,
                                                  *federated, SecretBytes(body));
     Result<http::Response> answer = co_await talk.exchange(std::move(impersonate));
     if (!answer) co_return kms::while_doing(server, kLogIn, std::move(answer.error()));
-    if (answer->status != 200) co_return token_error(server, *answer);
+    if (answer->status != 200) co_return token_error(server, *answer, kNeedsImpersonation);
     const std::optional<Json> json = Json::parse(std::move(answer->body));
     std::optional<std::string_view> token;
     std::optional<std::int64_t> end;

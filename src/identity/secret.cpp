@@ -78,17 +78,31 @@ http::Request secret_request(const kms::Server &store, const SecretReference &re
 Error refusal(const kms::Server &store, const SecretReference &reference, http::Response response) {
     switch (reference.store) {
         case SecretStore::aws: {
-            Error error = kms::aws_error(store, kDoing, response);
+            Error error = kms::aws_error(
+                store, kDoing, response,
+                "The identity needs secretsmanager:GetSecretValue on the secret, and kms:Decrypt "
+                "on the key that encrypts it.");
             if (kms::aws_error_code(response) == "ResourceNotFoundException")
                 error.hint = "There is no such secret in Secrets Manager.";
             return error;
         }
         case SecretStore::gcp:
-            return kms::gcp_error(store, kDoing, response, false);
+            return kms::gcp_error(
+                store, kDoing, response,
+                "The identity needs the role roles/secretmanager.secretAccessor on the secret.",
+                false);
         case SecretStore::azure:
-            return kms::azure_error(store, kDoing, response, false);
-        default:
-            return kms::vault_error(store, kDoing, std::move(response));
+            return kms::azure_error(
+                store, kDoing, response,
+                "The identity needs the role Key Vault Secrets User on the secret.", false);
+        default: {
+            const std::size_t slash = reference.name.find('/');
+            return kms::vault_error(
+                store, kDoing, std::move(response),
+                kms::vault_needs(store, "read",
+                                 std::string(reference.name.substr(0, slash)) + "/data" +
+                                     std::string(reference.name.substr(slash))));
+        }
     }
 }
 

@@ -25,7 +25,10 @@ http::Request login_request(const kms::Server &server, SecretBytes body) {
 Result<Credential> read_login(const kms::Server &server, http::Response response, kms::Clock now) {
     if (response.status != 200) {
         const bool refused = response.status == 400;
-        Error error = kms::vault_error(server, kLogIn, std::move(response));
+        Error error =
+            kms::vault_error(server, kLogIn, std::move(response),
+                             "The KMS refuses the login: check the auth method's mount, and what "
+                             "the role is bound to (addresses, claims, certificates).");
         // a token that has ended, is meant for somebody else, or a role that is gone: said in many
         // words
         if (refused && error.code == ErrorCode::misconfigured && error.hint.empty()) {
@@ -107,7 +110,8 @@ kms::Task<Result<std::string>> describe_vault_token(kms::Conversation &talk,
     if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
     // it has proven itself; a role without the policy `default` may not look itself up
     if (response->status == 403) co_return std::string("a token that may not look itself up");
-    if (response->status != 200) co_return kms::vault_error(server, doing, std::move(*response));
+    if (response->status != 200)
+        co_return kms::vault_error(server, doing, std::move(*response), {});
     const std::optional<Json> json = Json::parse(std::move(response->body));
     std::optional<std::string_view> name;
     if (json) name = json->text({"data", "display_name"});

@@ -456,7 +456,7 @@ Task<Status> make_key(Operation &operation) {
 Task<Status> verify_key(Operation &operation) {
     Status opened = co_await open_key(operation);
     if (!opened) co_return opened;
-    Ask elsewhere = unwrap(operation, operation.context + "?");
+    Ask elsewhere = unwrap(operation, crypto::wrong_context(operation.context));
     Result<Answer> answer = co_await put(operation, std::move(elsewhere));
     if (answer)
         co_return Error{ErrorCode::misconfigured,

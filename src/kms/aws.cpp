@@ -58,14 +58,32 @@ struct Meaning {
     ErrorCode what;
     const char *hint;
 };
-constexpr const char *kPolicyHint =
-    "The identity needs kms:GenerateDataKey, kms:Encrypt and kms:Decrypt on the master key, and to "
-    "rewrap kms:ReEncryptFrom and kms:ReEncryptTo, in its IAM policy or the key's.";
+// What an identity needs, where a right is missing.
+const char *needs(Verb verb) {
+    switch (verb) {
+        case Verb::make_data_key:
+            return "The identity needs kms:GenerateDataKey on the master key, in its IAM policy or "
+                   "the key's, under conditions that this key meets.";
+        case Verb::wrap:
+            return "The identity needs kms:Encrypt on the master key, in its IAM policy or the "
+                   "key's, under conditions that this key meets.";
+        case Verb::rewrap:
+            return "The identity needs kms:ReEncryptFrom on the master key that wrapped, and "
+                   "kms:ReEncryptTo on the one that the server's option names.";
+        case Verb::describe:
+            return "The identity needs kms:DescribeKey on the master key.";
+        case Verb::unwrap:
+            break;
+    }
+    return "The identity needs kms:Decrypt on the master key that wrapped, in its IAM policy or "
+           "the key's, under conditions that this key meets.";
+}
+constexpr const char *kNeeds = nullptr;  // in the table below: what the call needs
 constexpr const char *kCredentialHint =
     "Check what the user mapping's options name, and the clock of the database host.";
 constexpr Meaning kMeanings[] = {
-    {"AccessDeniedException", ErrorCode::denied, kPolicyHint},
-    {"AccessDenied", ErrorCode::denied, kPolicyHint},
+    {"AccessDeniedException", ErrorCode::denied, kNeeds},
+    {"AccessDenied", ErrorCode::denied, kNeeds},
     {"DisabledException", ErrorCode::denied, "The master key is disabled; it can be enabled."},
     {"KMSInvalidStateException", ErrorCode::denied,
      "The master key is pending deletion or import, or its key store is away."},
@@ -211,7 +229,8 @@ public:
 
     Result<Answer> read(const Server &server, const Ask &ask,
                         http::Response response) const override {
-        if (response.status != 200) return aws_error(server, doing(ask.verb), response);
+        if (response.status != 200)
+            return aws_error(server, doing(ask.verb), response, needs(ask.verb));
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return aws_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
         Answer answer;
@@ -345,7 +364,8 @@ std::string aws_error_code(const http::Response &response) {
     return std::string(code.substr(0, code.find(':')));
 }
 
-Error aws_error(const Server &server, std::string_view doing, const http::Response &response) {
+Error aws_error(const Server &server, std::string_view doing, const http::Response &response,
+                const char *needs) {
     Error error{ErrorCode::misconfigured,
                 "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
                 "AWS answered HTTP " + std::to_string(response.status) + ".",
@@ -355,12 +375,12 @@ Error aws_error(const Server &server, std::string_view doing, const http::Respon
         if (code != meaning.code) continue;
         error.code = meaning.what;
         error.detail = "AWS answered HTTP " + std::to_string(response.status) + ", " + code + ".";
-        error.hint = meaning.hint;
+        error.hint = meaning.hint == kNeeds ? needs : meaning.hint;
         return error;
     }
     if (response.status == 403) {
         error.code = ErrorCode::denied;
-        error.hint = kPolicyHint;
+        error.hint = needs;
     } else if (response.status == 429) {
         error.code = ErrorCode::throttled;
     } else if (response.status >= 500) {

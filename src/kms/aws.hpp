@@ -24,9 +24,10 @@ http::Request aws_request(const Server &server, const char *service, const char 
 
 // The code of an error answer, "" where there is none: "AccessDeniedException".
 std::string aws_error_code(const http::Response &response);
-// What an answer other than success means: "could not DOING with KMS …". Repeats nothing of the
-// body but known codes.
-Error aws_error(const Server &server, std::string_view doing, const http::Response &response);
+// What an answer other than success means: "could not DOING with KMS …". `needs` is the hint where
+// the identity lacks a right. Repeats nothing of the body but known codes.
+Error aws_error(const Server &server, std::string_view doing, const http::Response &response,
+                const char *needs);
 Error aws_nonsense(const Server &server, std::string_view doing, std::string_view what);
 // Whether it says that the credential (not the right) was refused, or the time.
 bool aws_refuses_credential(const http::Response &response);

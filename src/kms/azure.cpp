@@ -127,6 +127,22 @@ Error corrupt(const Server &server, const char *detail, const char *hint) {
             hint};
 }
 
+// What an identity needs, where a right is missing.
+const char *needs(const Ask &ask) {
+    if (ask.verb == Verb::unwrap)
+        return ask.so_far == nullptr
+                   ? "The identity needs keys/unwrap on the master key: the role Key Vault Crypto "
+                     "Service Encryption User there."
+                   : "The identity needs keys/read on the attestation key: the role Key Vault "
+                     "Crypto Service Encryption User there.";
+    return ask.so_far == nullptr
+               ? "The identity needs keys/wrap on the master key: the role Key Vault Crypto "
+                 "Service "
+                 "Encryption User there."
+               : "Whoever makes tenants, and nobody else, needs keys/sign on the attestation key: "
+                 "the role Key Vault Crypto User there.";
+}
+
 class Azure final : public Dialect {
 public:
     const char *wrapper_name() const override { return "envcrypt_azure"; }
@@ -175,7 +191,8 @@ public:
                         http::Response response) const override {
         const bool unwraps = ask.verb == Verb::unwrap;
         if (response.status != 200)
-            return azure_error(server, doing(ask.verb), response, unwraps && ask.so_far == nullptr);
+            return azure_error(server, doing(ask.verb), response, needs(ask),
+                               unwraps && ask.so_far == nullptr);
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return azure_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
         if (ask.so_far == nullptr)
@@ -323,17 +340,17 @@ std::string azure_resource(const Server &server) {
 }
 
 Error azure_error(const Server &server, std::string_view doing, const http::Response &response,
-                  bool unwrapping) {
+                  const char *needs, bool unwrapping) {
     struct Saying {
         const char *code;
         const char *hint;
     };
-    constexpr Saying sayings[] = {
+    const Saying sayings[] = {
         {"KeyDisabled", "The key, or this version of it, is disabled; it can be enabled."},
-        {"ForbiddenByRbac",
-         "The identity needs the role Key Vault Crypto User on the vault or its keys."},
+        {"ForbiddenByRbac", needs},
         {"ForbiddenByPolicy",
-         "The vault's access policy must let the identity get, wrapKey, unwrapKey and sign."},
+         "The vault's access policy must let the identity get and unwrapKey, and whoever makes "
+         "tenants wrapKey and sign as well; to read a secret, get secrets."},
         {"ForbiddenByFirewall", "The vault's firewall does not let the database host in."},
         {"KeyOperationForbidden",
          "The key's operations must include wrapKey and unwrapKey, those of the attestation key "
@@ -351,9 +368,7 @@ Error azure_error(const Server &server, std::string_view doing, const http::Resp
             "the server's option resource.";
     } else if (status == 403) {
         error.code = ErrorCode::denied;
-        error.hint =
-            "The identity needs the role Key Vault Crypto User on the vault or its keys, "
-            "which must be enabled and in force.";
+        error.hint = needs;
         const std::optional<Json> json = Json::parse(response.body.copy());
         std::string_view inner;
         if (json) inner = json->text({"error", "innererror", "code"}).value_or("");

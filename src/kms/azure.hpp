@@ -16,10 +16,10 @@ http::Request azure_request(const Server &server, const char *method, std::strin
 // https://vault.azure.net, or what the server's option resource says: whom a token is for.
 std::string azure_resource(const Server &server);
 
-// What an answer other than success means: "could not DOING with KMS …". Repeats nothing of the
-// body but known codes.
+// What an answer other than success means: "could not DOING with KMS …". `needs` is the hint where
+// the identity lacks a right. Repeats nothing of the body but known codes.
 Error azure_error(const Server &server, std::string_view doing, const http::Response &response,
-                  bool unwrapping);
+                  const char *needs, bool unwrapping);
 Error azure_nonsense(const Server &server, std::string_view doing, std::string_view what);
 
 }  // namespace envcrypt::kms

@@ -70,6 +70,28 @@ bool is_key_name(std::string_view name) {
     return name.find('/') == std::string_view::npos;
 }
 
+// What an identity needs, where a right is missing.
+const char *needs(Verb verb) {
+    if (verb == Verb::unwrap)
+        return "The identity needs the role roles/cloudkms.cryptoKeyDecrypter on the master key "
+               "that wrapped.";
+    return "The identity needs the role roles/cloudkms.cryptoKeyEncrypterDecrypter on the master "
+           "key.";
+}
+
+// Google's reasons for a 403 that no role mends.
+// https://cloud.google.com/apis/design/errors#error_info
+struct Reason {
+    const char *name;
+    const char *hint;
+};
+constexpr Reason kReasons[] = {
+    {"ACCESS_TOKEN_SCOPE_INSUFFICIENT",
+     "The host's access scopes must include cloudkms or cloud-platform."},
+    {"SERVICE_DISABLED", "The service is not enabled in the project of the identity."},
+    {"BILLING_DISABLED", "The project has no billing account."},
+};
+
 class Gcp final : public Dialect {
 public:
     const char *wrapper_name() const override { return "envcrypt_gcp"; }
@@ -102,7 +124,8 @@ public:
     Result<Answer> read(const Server &server, const Ask &ask,
                         http::Response response) const override {
         const bool unwraps = ask.verb == Verb::unwrap;
-        if (response.status != 200) return gcp_error(server, doing(ask.verb), response, unwraps);
+        if (response.status != 200)
+            return gcp_error(server, doing(ask.verb), response, needs(ask.verb), unwraps);
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return gcp_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
         Answer answer;
@@ -193,7 +216,7 @@ std::string gcp_endpoint(const Server &server, const char *option, std::string_v
 }
 
 Error gcp_error(const Server &server, std::string_view doing, const http::Response &response,
-                bool unwrapping) {
+                const char *needs, bool unwrapping) {
     Error error{ErrorCode::misconfigured,
                 "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
                 "Google answered HTTP " + std::to_string(response.status) + ".",
@@ -216,10 +239,15 @@ Error gcp_error(const Server &server, std::string_view doing, const http::Respon
         return say(ErrorCode::denied, "",
                    "Google refuses the identity: check what the user mapping's options name, and "
                    "the clock of the database host.");
-    if (status == 403)
-        return say(ErrorCode::denied, "",
-                   "The identity needs the role roles/cloudkms.cryptoKeyEncrypterDecrypter on the "
-                   "master key.");
+    if (status == 403) {
+        const Json::Path details = {"error", "details"};
+        const std::size_t count = json ? json->length(details).value_or(0) : 0;
+        for (std::size_t i = 0; i < count; ++i)
+            for (const Reason &reason : kReasons)
+                if (json->element_text(details, i, "reason") == reason.name)
+                    return say(ErrorCode::denied, reason.name, reason.hint);
+        return say(ErrorCode::denied, "", needs);
+    }
     if (status == 404)
         return say(ErrorCode::denied, "",
                    "Check the server's option master_key: there is no such key.");

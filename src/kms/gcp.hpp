@@ -20,10 +20,10 @@ http::Request gcp_request(const Server &server, const char *method, std::string 
 // The server's option, or the service's own address; without a slash at the end.
 std::string gcp_endpoint(const Server &server, const char *option, std::string_view built_in);
 
-// What an answer other than success means: "could not DOING with KMS …". Repeats nothing of the
-// body but known words.
+// What an answer other than success means: "could not DOING with KMS …". `needs` is the hint where
+// the identity lacks a right. Repeats nothing of the body but known words.
 Error gcp_error(const Server &server, std::string_view doing, const http::Response &response,
-                bool unwrapping);
+                const char *needs, bool unwrapping);
 Error gcp_nonsense(const Server &server, std::string_view doing, std::string_view what);
 
 }  // namespace envcrypt::kms

@@ -97,11 +97,6 @@ ErrorCode code_for_status(int status) {
 
 const char *hint_for_status(int status) {
     switch (status) {
-        case 403:
-            return "Check the policy of the role that the user mapping logs in as: it needs update "
-                   "on "
-                   "MOUNT/datakey/plaintext/MASTER_KEY and MOUNT/decrypt/MASTER_KEY, and to rewrap "
-                   "on MOUNT/rewrap/MASTER_KEY.";
         case 404:
             return "Check the server's options endpoint and mount.";
         case 429:
@@ -126,37 +121,30 @@ public:
         // derived keys want a context even where the article's format has none
         const std::string context = crypto::to_base64(
             as_bytes(ask.context.empty() ? std::string_view("envcrypt-envelope") : ask.context));
-        const char *operation = "decrypt";
         SecretBytes body;
         switch (ask.verb) {
             case Verb::make_data_key:
-                operation = "datakey/plaintext";
                 body = write_json({{"context", context}});
                 break;
             case Verb::wrap: {
-                operation = "encrypt";
                 const SecretBytes key = crypto::to_base64_secret(ask.key->expose());
                 body = write_json({{"context", context}, {"plaintext", key.expose_text()}});
                 break;
             }
             case Verb::rewrap:
-                operation = "rewrap";
-                [[fallthrough]];
             case Verb::unwrap:
                 body = write_json({{"context", context}, {"ciphertext", as_text(ask.wrapped)}});
                 break;
             case Verb::describe:
                 break;  // never asked: describes() is false
         }
-        std::string path = std::string(mount(server)) + "/" + operation + "/" +
-                           std::string(server.option("master_key"));
-        return vault_request(server, "POST", path, &credential.secret, std::move(body));
+        return vault_request(server, "POST", path_of(server, ask.verb), &credential.secret,
+                             std::move(body));
     }
 
     Result<Answer> read(const Server &server, const Ask &ask,
                         http::Response response) const override {
-        if (response.status != 200)
-            return vault_error(server, doing(ask.verb), std::move(response));
+        if (response.status != 200) return refusal(server, ask.verb, std::move(response));
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return vault_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
 
@@ -199,10 +187,8 @@ public:
                 .add("context", crypto::to_base64(as_bytes(ask.context)))
                 .close();
         json.close();
-        const std::string path = std::string(mount(server)) +
-                                 (asks.front().verb == Verb::rewrap ? "/rewrap/" : "/decrypt/") +
-                                 std::string(server.option("master_key"));
-        return vault_request(server, "POST", path, &credential.secret, json.finish());
+        return vault_request(server, "POST", path_of(server, asks.front().verb), &credential.secret,
+                             json.finish());
     }
 
     Result<std::vector<Result<Answer>>> read_batch(const Server &server, std::span<const Ask> asks,
@@ -217,7 +203,7 @@ public:
         if (status == 200 || status == 400) json = Json::parse(std::move(response.body));
         const Json::Path results = {"data", "batch_results"};
         if (!json || json->length(results) != asks.size()) {
-            if (status != 200) return vault_error(server, doing(verb), std::move(copy));
+            if (status != 200) return refusal(server, verb, std::move(copy));
             return vault_nonsense(server, doing(verb), "It had no data.batch_results.");
         }
         std::vector<Result<Answer>> answers;
@@ -287,9 +273,19 @@ private:
         return error;
     }
 
-    static std::string_view mount(const Server &server) {
+    static std::string path_of(const Server &server, Verb verb) {
+        const char *operation = verb == Verb::make_data_key ? "/datakey/plaintext/"
+                                : verb == Verb::wrap        ? "/encrypt/"
+                                : verb == Verb::rewrap      ? "/rewrap/"
+                                                            : "/decrypt/";
         const std::string_view mount = server.option("mount");
-        return mount.empty() ? "transit" : mount;
+        return std::string(mount.empty() ? "transit" : mount) + operation +
+               std::string(server.option("master_key"));
+    }
+
+    static Error refusal(const Server &server, Verb verb, http::Response response) {
+        return vault_error(server, doing(verb), std::move(response),
+                           vault_needs(server, "update", path_of(server, verb)));
     }
 
     // The N of vault:vN:....
@@ -323,11 +319,19 @@ http::Request vault_request(const Server &server, const char *method, std::strin
     return request;
 }
 
-Error vault_error(const Server &server, std::string_view doing, http::Response response) {
+std::string vault_needs(const Server &server, const char *capability, const std::string &path) {
+    std::string hint = "The policy of whom the user mapping logs in as needs " +
+                       std::string(capability) + " on " + path + ".";
+    if (server.identity_option("auth") == "token") hint += " Or the token is not valid any more.";
+    return hint;
+}
+
+Error vault_error(const Server &server, std::string_view doing, http::Response response,
+                  const std::string &needs) {
     Error error{code_for_status(response.status),
                 "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
                 "The KMS answered HTTP " + std::to_string(response.status) + ".",
-                hint_for_status(response.status)};
+                response.status == 403 ? needs : hint_for_status(response.status)};
     const std::optional<Json> json = Json::parse(std::move(response.body));
     if (response.status == 400 && json) {
         for (const std::string_view said : json->texts({"errors"}))

@@ -2,6 +2,7 @@
 // which right is said in one table here.
 #include "pg/guard.hpp"
 #include "pg/pg.hpp"
+#include "pg/rights.hpp"
 
 namespace envcrypt::pg {
 
@@ -128,7 +129,33 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
     PG_RETURN_VOID();
 }
 
+// The right of kRights that the C function stands for; null where any will do.
+const char *right_of(Oid function) {
+    const HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+    if (!HeapTupleIsValid(tuple)) return nullptr;
+    bool is_null;
+    const Datum symbol = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosrc, &is_null);
+    const char *named = is_null ? "" : TextDatumGetCString(symbol);
+    ReleaseSysCache(tuple);
+    for (const RightFunction &needed : kFunctions)
+        if (strcmp(needed.symbol, named) == 0 && is_right(needed.right)) return needed.right;
+    return nullptr;
+}
+
 }  // namespace
+
+void raise_no_right(Oid function) {
+    const char *role = GetUserNameFromId(GetUserId(), false);
+    const char *right = right_of(function);
+    ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                    errmsg("permission denied for function %s", get_func_name(function)),
+                    right == nullptr
+                        ? errhint("Role \"%s\" needs any right of envcrypt.grant_access().", role)
+                        : errhint("A superuser can give role \"%s\" the right: SELECT "
+                                  "envcrypt.grant_access(%s, '{%s}');",
+                                  role, quote_literal_cstr(quote_identifier(role)), right)));
+    pg_unreachable();
+}
 
 ENVCRYPT_FUNCTION(envcrypt_grant_access) {
     return change_access(fcinfo, true);

@@ -221,7 +221,7 @@ value::Type natural_type(Oid type) {
         if (kPlain[i].oid == type) return static_cast<value::Type>(i + 1);
     ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
                     errmsg("a value of type %s cannot be encrypted", format_type_be(type)),
-                    errhint("Cast it to text, or to one of the types that doc/sql.md lists.")));
+                    errhint("Cast it to text, or to one of the types that doc/columns.md lists.")));
     pg_unreachable();
 }
 

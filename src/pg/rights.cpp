@@ -14,13 +14,6 @@ void raise_maintenance() {
     pg_unreachable();
 }
 
-void raise_no_right(Oid function) {
-    ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                    errmsg("permission denied for function %s", get_func_name(function)),
-                    errhint("A superuser can give the right: SELECT envcrypt.grant_access(...).")));
-    pg_unreachable();
-}
-
 bool loaded_amid_statement = false;
 
 void refuse_materializing() {

@@ -12,7 +12,7 @@ namespace envcrypt::pg {
 // for once.
 extern bool loaded_amid_statement;
 void refuse_materializing();
-[[noreturn]] void raise_no_right(Oid function);
+[[noreturn]] void raise_no_right(Oid function);  // access.cpp
 
 // ANALYZE, CREATE INDEX, REFRESH MATERIALIZED VIEW and the like would store what a decrypting
 // expression yields, under whatever identity they run as.

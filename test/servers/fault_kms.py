@@ -11,9 +11,9 @@ SCENARIO:OPERATION was asked.
 
 What happens is chosen by the request's mount, so by an option of the database's server or mapping:
 SCENARIO, SCENARIO.OPERATION (that operation only, the others work) or either with /ANYTHING after it.
-The operations are datakey, encrypt, decrypt, verify (decrypt under a context that ends with "?"),
-login and lookup. The scenarios are the functions below whose names begin with `scenario_`; transit,
-approle and token simply work. Keys are derived from their names alone, so that any instance opens
+The operations are datakey, encrypt, decrypt, verify (decrypt under the context of key
+ffffffffffffffff, which no key has), login and lookup. The scenarios are the functions below whose
+names begin with `scenario_`; transit, approle and token simply work. Keys are derived from their names alone, so that any instance opens
 what another has wrapped, and every context gives another key; the key `missing` does not exist.
 """
 import base64
@@ -345,7 +345,7 @@ class Call(http.server.BaseHTTPRequestHandler):
             self.mount, self.operation = "/".join(parts[2:-2]), parts[-2]
         else:
             raise ValueError
-        if self.operation == "decrypt" and self.context.endswith(b"?"):
+        if self.operation == "decrypt" and b"\0ffffffffffffffff\0" in self.context:
             self.operation = "verify"
         self.key = parts[-1]
         name, _, self.argument = self.mount.partition("/")

@@ -101,7 +101,7 @@ sub decrypts
 }
 
 $bao->policy('clerk', 'transit/datakey/plaintext/app');
-is_denied($clerk, 'The KMS answered HTTP 403.', qr/^Check the policy .* MOUNT\/decrypt\/MASTER_KEY/, 'denied by policy');
+is_denied($clerk, 'The KMS answered HTTP 403.', qr{^The policy .* needs update on transit/decrypt/app\.}, 'denied by policy');
 decrypts($app, 'the other role is not denied');
 $bao->policy('clerk', 'transit/datakey/plaintext/app', 'transit/decrypt/app');
 decrypts($clerk, 'allowed again');
@@ -199,7 +199,7 @@ sub with_option
 }
 my $new_tenant = "SELECT envcrypt.create_tenant('new', 'kms')";
 with_option('mount', 'elsewhere', $new_tenant, { state => '42501', message => 'could not make a data key with KMS "kms"',
-	hint => qr/MOUNT\/datakey/ }, 'wrong mount: denied where no policy names it');
+	hint => qr{update on elsewhere/datakey/plaintext/app} }, 'wrong mount: denied where no policy names it');
 $bao->policy('envcrypt', map { ("$_/datakey/plaintext/+", "$_/decrypt/+") } 'transit', 'elsewhere');
 with_option('mount', 'elsewhere', $new_tenant, { state => 'HV000', message => 'could not make a data key with KMS "kms"',
 	detail => 'The KMS answered HTTP 404.', hint => "Check the server's options endpoint and mount." }, 'wrong mount: not found where a policy does');
@@ -278,7 +278,7 @@ for my $keys (1, 128)
 }
 $bao->policy('clerk', 'transit/datakey/plaintext/many', 'transit/decrypt/many');
 like(rewrapped([ 'envcrypt_vault', 2, @at_bao, "token=file:$clerk_token" ], sub { }),
-	qr/^failed: could not rewrap a key with KMS "kms" .* HTTP 403.* rewrap on MOUNT/, 'a policy without rewrap denies it');
+	qr/^failed: could not rewrap a key with KMS "kms" .* HTTP 403.* needs update on transit\/rewrap\/many/, 'a policy without rewrap denies it');
 like(rewrapped([ 'envcrypt_vault', 2, @at_bao, $rewrap_token ],
 	sub { $bao->run('write', '-f', 'transit/keys/many/rotate'); $bao->run('write', 'transit/keys/many/config', 'min_decryption_version=4'); }),
 	qr/^failed: could not rewrap a key .*too old/, 'a version that is excluded is not rewrapped');

@@ -78,6 +78,12 @@ ErrorCode code_of(const Server &server, const Ask &ask, int status, std::string_
     return answer ? ErrorCode::internal : answer.error().code;
 }
 
+std::string hint_of(const Server &server, const Ask &ask, int status, std::string_view body) {
+    const Result<Answer> answer = server.dialect->read(server, ask, response(status, body));
+    EXPECT_FALSE(answer) << body;
+    return answer ? "" : answer.error().hint;
+}
+
 Ask unwrap(std::string_view wrapped = "wrapped") {
     Ask ask;
     ask.verb = Verb::unwrap;
@@ -241,13 +247,29 @@ TEST(Aws, ErrorsByTheirCodes) {
                 << name;
         http::Response other = response(400, "");
         other.headers = {{"x-amzn-errortype", std::string(name) + ":http://internal/"}};
-        const Error error = aws_error(aws(), "unwrap a key", other);
+        const Error error = aws_error(aws(), "unwrap a key", other, "a right");
         EXPECT_EQ(error.code, code) << name;
         EXPECT_EQ(error.detail.find("a-secret"), std::string::npos);
     }
     EXPECT_EQ(code_of(aws(), unwrap(), 500, "<html>"), ErrorCode::unreachable);
     EXPECT_EQ(code_of(aws(), unwrap(), 403, "<html>"), ErrorCode::denied);
     EXPECT_EQ(code_of(aws(), unwrap(), 429, ""), ErrorCode::throttled);
+}
+
+TEST(Aws, NamesTheRightThatTheCallNeeds) {
+    const std::pair<Verb, const char *> rights[] = {{Verb::make_data_key, "kms:GenerateDataKey "},
+                                                    {Verb::wrap, "kms:Encrypt "},
+                                                    {Verb::unwrap, "kms:Decrypt "},
+                                                    {Verb::rewrap, "kms:ReEncryptFrom "},
+                                                    {Verb::describe, "kms:DescribeKey "}};
+    for (const auto &[verb, right] : rights) {
+        Ask ask = unwrap();
+        ask.verb = verb;
+        const std::string hint = hint_of(aws(), ask, 400, R"({"__type":"AccessDeniedException"})");
+        for (const auto &[other, name] : rights)
+            EXPECT_EQ(hint.find(name) != std::string::npos, other == verb) << hint;
+        EXPECT_EQ(hint_of(aws(), ask, 403, ""), hint);
+    }
 }
 
 TEST(Aws, TellsACredentialAndAClockFromARight) {
@@ -362,6 +384,24 @@ TEST(Gcp, Errors) {
         EXPECT_EQ(code_of(gcp(), unwrap(), status, ""), code) << status;
     EXPECT_TRUE(gcp_dialect().refuses_credential(response(401, "")));
     EXPECT_FALSE(gcp_dialect().refuses_credential(response(403, "")));
+}
+
+TEST(Gcp, NamesWhatTheCallNeeds) {
+    const SecretBytes key = *crypto::from_base64_secret(kKeyBase64);
+    const auto has = [](const std::string &hint, const char *words) {
+        EXPECT_NE(hint.find(words), std::string::npos) << hint;
+    };
+    has(hint_of(gcp(), unwrap(), 403, ""), "cryptoKeyDecrypter ");
+    has(hint_of(gcp(), wrap(key), 403, ""), "cryptoKeyEncrypterDecrypter ");
+    const auto reason = [](const char *name) {
+        return std::string(R"({"error":{"status":"PERMISSION_DENIED","details":[{"x":"y"},)") +
+               R"({"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":")" + name +
+               R"("}]}})";
+    };
+    has(hint_of(gcp(), unwrap(), 403, reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT")), "scopes");
+    has(hint_of(gcp(), unwrap(), 403, reason("SERVICE_DISABLED")), "not enabled");
+    has(hint_of(gcp(), unwrap(), 403, reason("BILLING_DISABLED")), "billing");
+    has(hint_of(gcp(), unwrap(), 403, reason("SOMETHING_NEW")), "cryptoKeyDecrypter ");
 }
 
 TEST(Gcp, KeysAreNamedInFull) {
@@ -510,6 +550,26 @@ TEST(Azure, Errors) {
 }
 
 // --- references to secrets
+
+TEST(Azure, NamesTheRightThatTheCallNeeds) {
+    const SecretBytes key = *crypto::from_base64_secret(kKeyBase64);
+    const Answer before;
+    const auto refused = [&](Ask ask, bool second) {
+        if (second) ask.so_far = &before;
+        return hint_of(azure(), ask, 403,
+                       R"({"error":{"code":"Forbidden","innererror":{"code":"ForbiddenByRbac"}}})");
+    };
+    // an application is never told to ask for signing
+    const std::string app[] = {refused(unwrap(), false), refused(unwrap(), true),
+                               refused(wrap(key), false)};
+    const char *rights[] = {"keys/unwrap ", "keys/read ", "keys/wrap "};
+    for (std::size_t i = 0; i < std::size(app); ++i) {
+        EXPECT_NE(app[i].find(rights[i]), std::string::npos) << app[i];
+        EXPECT_NE(app[i].find("Key Vault Crypto Service Encryption User"), std::string::npos);
+        EXPECT_EQ(app[i].find("sign"), std::string::npos);
+    }
+    EXPECT_NE(refused(wrap(key), true).find("keys/sign "), std::string::npos);
+}
 
 TEST(Reference, Parts) {
     const auto file = parse_reference("file:/run/secrets/x");

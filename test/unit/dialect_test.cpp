@@ -268,6 +268,25 @@ TEST(Vault, ErrorsRepeatNothingOfTheBody) {
     EXPECT_NE(error.detail.find("message authentication failed"), std::string::npos);
 }
 
+TEST(Vault, NamesThePathThatThePolicyLacks) {
+    const std::pair<Verb, const char *> paths[] = {{Verb::make_data_key, "/datakey/plaintext/"},
+                                                   {Verb::wrap, "/encrypt/"},
+                                                   {Verb::unwrap, "/decrypt/"},
+                                                   {Verb::rewrap, "/rewrap/"}};
+    Server server = vault_server();
+    server.options["mount"] = "team/transit";
+    for (const auto &[verb, path] : paths) {
+        Ask ask;
+        ask.verb = verb;
+        const Result<Answer> answer = server.dialect->read(server, ask, response(403, ""));
+        ASSERT_FALSE(answer);
+        EXPECT_NE(answer.error().hint.find("update on team/transit" + std::string(path) +
+                                           std::string(server.option("master_key")) + "."),
+                  std::string::npos)
+            << answer.error().hint;
+    }
+}
+
 TEST(Vault, OnlyA403RefusesTheCredential) {
     EXPECT_TRUE(vault_dialect().refuses_credential(response(403, "")));
     for (const int status : {200, 400, 404, 429, 500, 503})

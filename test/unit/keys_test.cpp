@@ -42,6 +42,8 @@ TEST(Keys, WrapContext) {
     EXPECT_EQ(wrap_context(Purpose::search, 1, "t"),
               "envcrypt1\0search\0"s + "0000000000000001\0t"s);
     EXPECT_EQ(wrap_context(Purpose::group, 1, "t"), "envcrypt1\0group\0"s + "0000000000000001\0t"s);
+    EXPECT_EQ(wrong_context(wrap_context(Purpose::group, 1, "t")),
+              "envcrypt1\0group\0"s + "ffffffffffffffff\0t"s);
 }
 
 TEST(Keys, Commitment) {
