@@ -6,7 +6,7 @@
 #   make bench              measures against plaintext and pgcrypto            [ONLY=decrypt|search|aead|load]
 #   make clean
 #
-# ONLY is one of check, unit, vectors, fuzz, regress, valgrind, isolation, tap; a test is named as its file is: regress:type.
+# ONLY is one of check, unit, vectors, fuzz, regress, valgrind, isolation, tap, demo; a test is named as its file is: regress:type.
 
 MODULE_big = envcrypt
 EXTENSION = envcrypt
