@@ -354,6 +354,11 @@ CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text D
 COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text, text) IS
     'Makes a tenant with its first data key and, unless it uses that of search_tenant, its search key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
 
+CREATE FUNCTION envcrypt.current_tenant() RETURNS text
+    AS 'MODULE_PATHNAME', 'envcrypt_current_tenant' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.current_tenant() IS
+    'The setting envcrypt.tenant, for row-level policies and column defaults: refused where envcrypt.tenant_scope is transaction and an earlier transaction set it. Errors: 55000 of an earlier transaction, 42704 none set.';
+
 ---------------------------------------------------------------- an identity that a session brings
 CREATE FUNCTION envcrypt.set_credential(server text, credential jsonb, session boolean DEFAULT false) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_set_credential' LANGUAGE C VOLATILE PARALLEL UNSAFE;

@@ -276,11 +276,15 @@ OpenKey &resolve_for_opening(std::uint64_t key_id) {
     return *open;
 }
 
+void raise_no_tenant() {
+    ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("no tenant is set"),
+                    errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or name it: "
+                            "envcrypt.encrypt(value, tenant => 'NAME').")));
+    pg_unreachable();
+}
+
 TenantRow require_tenant(const char *tenant, bool from_setting) {
-    if (tenant[0] == '\0')
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("no tenant is set"),
-                        errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or name it: "
-                                "envcrypt.encrypt(value, tenant => 'NAME').")));
+    if (tenant[0] == '\0') raise_no_tenant();
     if (!is_tenant_name(tenant))
         ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
                         errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "

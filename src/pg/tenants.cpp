@@ -207,6 +207,13 @@ ENVCRYPT_FUNCTION(envcrypt_check_server) {
     PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
+// current_tenant(): the setting, where tenant_scope lets it serve.
+ENVCRYPT_FUNCTION(envcrypt_current_tenant) {
+    require_tenant_scope();
+    if (setting_tenant[0] == '\0') raise_no_tenant();
+    PG_RETURN_TEXT_P(cstring_to_text(setting_tenant));
+}
+
 // forget_keys(): how many keys were open.
 ENVCRYPT_FUNCTION(envcrypt_forget_keys) {
     std::size_t forgotten = 0;

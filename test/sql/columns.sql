@@ -94,6 +94,9 @@ SELECT (envcrypt.inspect(envcrypt.encrypt('x'))).tenant;
 SELECT count(*) FROM "Patient" WHERE envcrypt.matches(ssn, 'copied');
 COMMIT;
 SELECT error_of('SELECT envcrypt.encrypt(''x'')');
+-- for policies and defaults
+SELECT error_of('SELECT envcrypt.current_tenant()');
+BEGIN; SET LOCAL envcrypt.tenant = 'other'; SELECT envcrypt.current_tenant(); SET LOCAL envcrypt.tenant = ''; SELECT error_of('SELECT envcrypt.current_tenant()'); COMMIT;
 -- a value that comes back is still of the transaction that set it
 CREATE FUNCTION sets() RETURNS text LANGUAGE sql SET envcrypt.tenant = 'other' AS $$ SELECT (envcrypt.inspect(envcrypt.encrypt('x'))).tenant $$;
 BEGIN; SAVEPOINT s; SET LOCAL envcrypt.tenant = 'other'; ROLLBACK TO s; SELECT error_of('SELECT envcrypt.encrypt(''x'')');
@@ -115,6 +118,7 @@ SET ROLE regress_clerk;
 SELECT public.error_of('SET envcrypt.tenant_scope = session');
 RESET ROLE;
 RESET envcrypt.tenant_scope;
+SELECT envcrypt.current_tenant();
 SELECT (envcrypt.inspect(envcrypt.encrypt('x'))).tenant;
 DROP TABLE "Patient", others, before, keyless, undeclared, plain, secret_key CASCADE; DROP DOMAIN mail; DROP FUNCTION "Patient_plain_write";
 DROP OWNED BY regress_clerk; DROP ROLE regress_clerk;
