@@ -4,6 +4,7 @@
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 #include "pg/plaintext.hpp"
+#include "pg/probe.hpp"
 #include "pg/resolve.hpp"
 #include "pg/rights.hpp"
 #include "pg/search.hpp"
@@ -176,12 +177,18 @@ Datum seal_value(SealingSite &site, Oid right, const value::Declaration &declara
     PG_RETURN_BYTEA_P(result);
 }
 
-// The plaintext that is to be encrypted. Text that is an encrypted value already is refused: it was
-// meant to be stored as it is, and would decrypt to ciphertext.
+// The plaintext that is to be encrypted. Text that is an encrypted value or a probe is refused: it
+// was meant to be used as it is.
 ByteView plaintext_of(Oid source, Datum datum, value::Type type) {
     const ByteView plaintext = to_plaintext(source, datum, type);
-    if (likely(type != value::Type::text || !as_text(plaintext).starts_with(value::kTextPrefix)))
+    if (likely(type != value::Type::text || plaintext.size() < 4 || plaintext[0] != 'e'))
         return plaintext;
+    std::uint8_t probe[kProbeSize + 3];
+    if (read_probe(as_text(plaintext), probe))
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the text to be encrypted is a probe"),
+                 errhint("A probe is looked for, and never stored: compare a column with it.")));
+    if (!as_text(plaintext).starts_with(value::kTextPrefix)) return plaintext;
     auto *bytes = static_cast<std::uint8_t *>(palloc(value::text_capacity(plaintext.size()) + 1));
     value::Parsed parsed;
     bool is_value = false;

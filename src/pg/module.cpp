@@ -2,6 +2,7 @@
 // the postmaster.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
+#include "pg/parameters.hpp"
 #include "pg/rights.hpp"
 
 extern "C" {
@@ -134,12 +135,30 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
     }
 }
 
+// Only a superuser's connection may ask for these by its options. Where the library is loaded after
+// those were read, PostgreSQL would drop what it refuses, and with it what the role, the database
+// or the configuration file say: back to the built-in default.
+void refuse_client_setting(const char *name) {
+    const config_generic *setting = nullptr;
+#if PG_VERSION_NUM >= 160000
+    setting = find_option(name, false, true, 0);
+#else
+    config_generic **all = get_guc_variables();
+    for (int i = 0; i < GetNumConfigOptions() && setting == nullptr; ++i)
+        if (pg_strcasecmp(all[i]->name, name) == 0) setting = all[i];
+#endif
+    if (setting != nullptr && setting->reset_source == PGC_S_CLIENT &&
+        setting->reset_scontext == PGC_BACKEND)
+        ereport(FATAL, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                        errmsg("permission denied to set parameter \"%s\"", name)));
+}
+
 // Parallel workers have none of the identities that a session brought.
 PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo parameters) {
     const Backend *state = backend_if_any();
     if (state != nullptr && !state->brought.empty()) options &= ~CURSOR_OPT_PARALLEL_OK;
     return (next_planner_hook != nullptr ? next_planner_hook : standard_planner)(
-        query, text, options, parameters);
+        check_parameters(query), text, options, parameters);
 }
 
 }  // namespace
@@ -160,7 +179,11 @@ void require_tenant_scope() {
 
 void _PG_init(void) {
     using namespace envcrypt::pg;
-    loaded_amid_statement = IsTransactionState();
+    note_loading();
+    for (const char *name :
+         {"envcrypt.tenant_scope", "envcrypt.cache_ttl", "envcrypt.cache_size",
+          "envcrypt.require_mlock", "envcrypt.session_credentials", "envcrypt.tenant_set_in"})
+        refuse_client_setting(name);
     defining_settings = true;
     DefineCustomStringVariable("envcrypt.tenant", "Whose key encrypts where no tenant is named.",
                                nullptr, &setting_tenant, "default", PGC_USERSET, 0, check_tenant,

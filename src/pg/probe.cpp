@@ -15,35 +15,72 @@ constexpr std::uint8_t kLabelAndToken = 0x60;
 // Where a value with a token has it: after format, flags, key id and label.
 constexpr std::size_t kTokenAt = 13;
 
-// What a datum is sorted by: a token, or where `token` is null all bytes of the value.
-struct SortKey {
-    const std::uint8_t *token;
-    Datum value;
+// What a datum is sorted by: a token, or without one all bytes of the value. Sorts call this in a
+// memory context that lives as long as they do: nothing may be left there.
+class SortKey {
+public:
+    static SortKey of_value(Datum datum) {
+        SortKey key;
+        key.value_ = datum;
+        auto *value = reinterpret_cast<varlena *>(DatumGetPointer(datum));
+        if (!VARATT_IS_EXTERNAL(value) && !VARATT_IS_COMPRESSED(value)) {
+            key.in_place_ = token_in(varlena_bytes(value));
+            return key;
+        }
+        auto *start =
+            reinterpret_cast<varlena *>(PG_DETOAST_DATUM_SLICE(datum, 0, kTokenAt + kProbeSize));
+        if (const std::uint8_t *token = token_in(varlena_bytes(start))) {
+            memcpy(key.copy_, token, kProbeSize);
+            key.is_copied_ = true;
+        }
+        pfree(start);
+        return key;
+    }
+    static SortKey of_probe(Datum datum) {
+        SortKey key;
+        key.in_place_ = reinterpret_cast<const std::uint8_t *>(DatumGetPointer(datum));
+        return key;
+    }
+
+    // Null where the value has none.
+    const std::uint8_t *token() const { return is_copied_ ? copy_ : in_place_; }
+
+    // What comes of all bytes of the value.
+    template <class Function>
+    auto with_bytes(const Function &function) const {
+        auto *value = reinterpret_cast<varlena *>(DatumGetPointer(value_));
+        auto *whole = PG_DETOAST_DATUM_PACKED(value_);
+        const auto result = function(varlena_bytes(whole));
+        if (whole != value) pfree(whole);
+        return result;
+    }
+
+private:
+    static const std::uint8_t *token_in(ByteView bytes) {
+        return bytes.size() < kTokenAt + kProbeSize || (bytes[1] & kLabelAndToken) != kLabelAndToken
+                   ? nullptr
+                   : bytes.data() + kTokenAt;
+    }
+
+    Datum value_ = 0;
+    const std::uint8_t *in_place_ = nullptr;
+    bool is_copied_ = false;
+    std::uint8_t copy_[kProbeSize];
 };
 
-SortKey key_of_value(Datum datum) {
-    const auto *start =
-        reinterpret_cast<const varlena *>(PG_DETOAST_DATUM_SLICE(datum, 0, kTokenAt + kProbeSize));
-    const ByteView bytes = varlena_bytes(start);
-    if (bytes.size() < kTokenAt + kProbeSize || (bytes[1] & kLabelAndToken) != kLabelAndToken)
-        return {nullptr, datum};
-    return {bytes.data() + kTokenAt, datum};
-}
-
-SortKey key_of_probe(Datum datum) {
-    return {reinterpret_cast<const std::uint8_t *>(DatumGetPointer(datum)), 0};
-}
-
 int compare(const SortKey &left, const SortKey &right) {
-    if (left.token != nullptr && right.token != nullptr)
-        return memcmp(left.token, right.token, kProbeSize);
-    if (left.token != nullptr) return -1;
-    if (right.token != nullptr) return 1;
-    const ByteView a = varlena_bytes(PG_DETOAST_DATUM_PACKED(left.value));
-    const ByteView b = varlena_bytes(PG_DETOAST_DATUM_PACKED(right.value));
-    const int order = memcmp(a.data(), b.data(), Min(a.size(), b.size()));
-    if (order != 0) return order;
-    return a.size() < b.size() ? -1 : a.size() > b.size() ? 1 : 0;
+    const std::uint8_t *a = left.token();
+    const std::uint8_t *b = right.token();
+    if (a != nullptr && b != nullptr) return memcmp(a, b, kProbeSize);
+    if (a != nullptr) return -1;
+    if (b != nullptr) return 1;
+    return left.with_bytes([&](ByteView x) {
+        return right.with_bytes([&](ByteView y) {
+            const int order = memcmp(x.data(), y.data(), Min(x.size(), y.size()));
+            if (order != 0) return order;
+            return x.size() < y.size() ? -1 : x.size() > y.size() ? 1 : 0;
+        });
+    });
 }
 
 using KeyOf = SortKey (*)(Datum);
@@ -52,19 +89,18 @@ int compare(FunctionCallInfo fcinfo) {
     return compare(left(PG_GETARG_DATUM(0)), right(PG_GETARG_DATUM(1)));
 }
 
-ByteView hashed(const SortKey &key) {
-    if (key.token != nullptr) return {key.token, kProbeSize};
-    return varlena_bytes(PG_DETOAST_DATUM_PACKED(key.value));
-}
-
 Datum hash(const SortKey &key) {
-    const ByteView bytes = hashed(key);
-    return hash_any(bytes.data(), static_cast<int>(bytes.size()));
+    const auto of = [](ByteView bytes) {
+        return hash_any(bytes.data(), static_cast<int>(bytes.size()));
+    };
+    return key.token() != nullptr ? of({key.token(), kProbeSize}) : key.with_bytes(of);
 }
 
 Datum hash_extended(const SortKey &key, std::uint64_t seed) {
-    const ByteView bytes = hashed(key);
-    return hash_any_extended(bytes.data(), static_cast<int>(bytes.size()), seed);
+    const auto of = [&](ByteView bytes) {
+        return hash_any_extended(bytes.data(), static_cast<int>(bytes.size()), seed);
+    };
+    return key.token() != nullptr ? of({key.token(), kProbeSize}) : key.with_bytes(of);
 }
 
 }  // namespace
@@ -99,35 +135,38 @@ Datum make_probe(const value::Token &token) {
     ENVCRYPT_FUNCTION(envcrypt_cmp_##pair) {                 \
         PG_RETURN_INT32((compare<left, right>(fcinfo)));     \
     }
-ENVCRYPT_OPERATORS(vv, key_of_value, key_of_value)
-ENVCRYPT_OPERATORS(vp, key_of_value, key_of_probe)
-ENVCRYPT_OPERATORS(pv, key_of_probe, key_of_value)
-ENVCRYPT_OPERATORS(pp, key_of_probe, key_of_probe)
+ENVCRYPT_OPERATORS(vv, SortKey::of_value, SortKey::of_value)
+ENVCRYPT_OPERATORS(vp, SortKey::of_value, SortKey::of_probe)
+ENVCRYPT_OPERATORS(pv, SortKey::of_probe, SortKey::of_value)
+ENVCRYPT_OPERATORS(pp, SortKey::of_probe, SortKey::of_probe)
 
 ENVCRYPT_FUNCTION(envcrypt_hash_v) {
-    return hash(key_of_value(PG_GETARG_DATUM(0)));
+    return hash(SortKey::of_value(PG_GETARG_DATUM(0)));
 }
 ENVCRYPT_FUNCTION(envcrypt_hash_p) {
-    return hash(key_of_probe(PG_GETARG_DATUM(0)));
+    return hash(SortKey::of_probe(PG_GETARG_DATUM(0)));
 }
 ENVCRYPT_FUNCTION(envcrypt_hash_extended_v) {
-    return hash_extended(key_of_value(PG_GETARG_DATUM(0)),
+    return hash_extended(SortKey::of_value(PG_GETARG_DATUM(0)),
                          static_cast<std::uint64_t>(PG_GETARG_INT64(1)));
 }
 ENVCRYPT_FUNCTION(envcrypt_hash_extended_p) {
-    return hash_extended(key_of_probe(PG_GETARG_DATUM(0)),
+    return hash_extended(SortKey::of_probe(PG_GETARG_DATUM(0)),
                          static_cast<std::uint64_t>(PG_GETARG_INT64(1)));
+}
+
+bool read_probe(std::string_view text, std::uint8_t *probe) {
+    if (!text.starts_with(kProbePrefix) ||
+        crypto::base64_capacity(text.size() - kProbePrefix.size()) > kProbeSize + 3)
+        return false;
+    return crypto::decode_base64(text.substr(kProbePrefix.size()), {probe, kProbeSize + 3}) ==
+           kProbeSize;
 }
 
 // The text form of a probe: ep1: and base64 of its 17 bytes.
 ENVCRYPT_FUNCTION(envcrypt_probe_in) {
-    const std::string_view text = PG_GETARG_CSTRING(0);
     auto *probe = static_cast<std::uint8_t *>(palloc(kProbeSize + 3));
-    std::optional<std::size_t> size;
-    if (text.starts_with(kProbePrefix) &&
-        crypto::base64_capacity(text.size() - kProbePrefix.size()) <= kProbeSize + 3)
-        size = crypto::decode_base64(text.substr(kProbePrefix.size()), {probe, kProbeSize + 3});
-    if (size != kProbeSize)
+    if (!read_probe(PG_GETARG_CSTRING(0), probe))
         ENVCRYPT_INPUT_ERROR(fcinfo,
                              (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
                               errmsg("invalid input for type probe"), errhidecontext(true)));

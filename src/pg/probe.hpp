@@ -14,4 +14,7 @@ inline constexpr std::size_t kProbeSize = 1 + crypto::kTokenSize;
 
 Datum make_probe(const value::Token &token);
 
+// Reads the text form into kProbeSize + 3 bytes; false where it is none.
+bool read_probe(std::string_view text, std::uint8_t *probe);
+
 }  // namespace envcrypt::pg

@@ -16,9 +16,30 @@ void raise_maintenance() {
 
 bool loaded_amid_statement = false;
 
+namespace {
+
+TimestampTz loading_statement;
+CommandId loading_command;
+CommandId looked_at = FirstCommandId;
+
+}  // namespace
+
+void note_loading() {
+    loaded_amid_statement = IsTransactionState();
+    if (!loaded_amid_statement) return;
+    loading_statement = GetCurrentStatementStartTimestamp();
+    looked_at = loading_command = GetCurrentCommandId(false);
+}
+
 void refuse_materializing() {
-    loaded_amid_statement = false;
-    if (!TransactionIdIsValid(GetCurrentTransactionIdIfAny())) return;
+    if (GetCurrentStatementStartTimestamp() != loading_statement) {
+        loaded_amid_statement = false;
+        return;
+    }
+    // nothing was made since it was looked last
+    const CommandId command = GetCurrentCommandId(false);
+    if (command == looked_at || !TransactionIdIsValid(GetCurrentTransactionIdIfAny())) return;
+    looked_at = command;
     Relation classes = table_open(RelationRelationId, AccessShareLock);
     ScanKeyData key;
     ScanKeyInit(&key, Anum_pg_class_relkind, BTEqualStrategyNumber, F_CHAREQ,
@@ -27,7 +48,8 @@ void refuse_materializing() {
     bool found = false;
     for (HeapTuple tuple = systable_getnext(scan); HeapTupleIsValid(tuple) && !found;
          tuple = systable_getnext(scan))
-        found = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+        found = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)) &&
+                HeapTupleHeaderGetCmin(tuple->t_data) >= loading_command;
     systable_endscan(scan);
     table_close(classes, AccessShareLock);
     if (found) raise_maintenance();
@@ -36,6 +58,11 @@ void refuse_materializing() {
 Oid encrypted_type() {
     return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("encrypted"),
                            ObjectIdGetDatum(get_namespace_oid("envcrypt", false)));
+}
+
+Oid encrypted_type_if_any() {
+    const Oid schema = get_namespace_oid("envcrypt", true);
+    return OidIsValid(schema) ? encrypted_type() : InvalidOid;
 }
 
 Oid right_function(Right right) {

@@ -7,10 +7,10 @@
 namespace envcrypt::pg {
 
 [[noreturn]] void raise_maintenance();
-// The statement that loaded this library began without its hooks: EXPLAIN ANALYZE CREATE
-// MATERIALIZED VIEW is then known by the materialized view that this transaction has made. Looked
-// for once.
+// The statement that loads this library begins without its hooks: EXPLAIN ANALYZE CREATE
+// MATERIALIZED VIEW is then known by the materialized view that it has made.
 extern bool loaded_amid_statement;
+void note_loading();
 void refuse_materializing();
 [[noreturn]] void raise_no_right(Oid function);  // access.cpp
 
@@ -23,6 +23,7 @@ inline void refuse_maintenance() {
 
 // The OID of envcrypt.encrypted.
 Oid encrypted_type();
+Oid encrypted_type_if_any();  // InvalidOid where the extension is not in this database
 
 // The function whose EXECUTE stands for a right where C code uses it on the way.
 enum class Right { encrypt, decrypt, search };

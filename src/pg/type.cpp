@@ -124,7 +124,7 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
     const std::size_t capacity = value::text_capacity(length);
     if (capacity > value::kMaxPlaintext + value::kMaxOverhead + 3)
         ENVCRYPT_INPUT_ERROR(fcinfo, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-                                      errmsg("encrypted value is too long")));
+                                      errmsg("encrypted value is too long"), errhidecontext(true)));
     auto *result = static_cast<bytea *>(palloc(VARHDRSZ + capacity + 1));
     auto *bytes = reinterpret_cast<std::uint8_t *>(VARDATA(result));
     std::optional<std::size_t> decoded;

@@ -151,6 +151,10 @@ SELECT error_of('SELECT FROM p WHERE envcrypt.matches(ssn, ''42'')');
 UPDATE envcrypt.tenant SET state = 'active' WHERE name = 'acme';
 SET envcrypt.tenant = 'acme';
 
+-- a probe is no plaintext, as text neither
+SELECT error_of('SELECT envcrypt.encrypt((envcrypt.search(''x''::text, ''ssn'', ''searchable''))[1]::text)'),
+    envcrypt.decrypt(envcrypt.encrypt('ep1:'::text)), envcrypt.decrypt(envcrypt.encrypt('ep1:bm8gcHJvYmU='::text));
+
 -- too long for a btree
 CREATE TABLE wide (v envcrypt.encrypted(text, searchable, wide));
 INSERT INTO wide VALUES (repeat('x', 100000));

@@ -1,0 +1,13 @@
+// A field of a plpgsql record is a parameter of the type and declaration that it had when the
+// statement was first planned. Later records may have others: PostgreSQL compares the types and not
+// the declarations, and a value would get into a column that refuses it.
+#pragma once
+
+#include "pg/pg.hpp"
+
+namespace envcrypt::pg {
+
+// The query, where each parameter of a declared type passes its declaration first.
+Query *check_parameters(Query *query);
+
+}  // namespace envcrypt::pg

@@ -1,0 +1,115 @@
+# Ways into declared columns, out of the settings and past the limits of memory that need a session of their own, or one
+# that has not loaded the library yet.
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use Envcrypt::Test;
+
+my $node = new_cluster('doors');
+my $dba = Envcrypt::Session->new($node);
+my $key_file = PostgreSQL::Test::Utils::tempdir() . '/key';
+write_secret($key_file, '5a' x 32 . "\n");
+$dba->value("CREATE SERVER kms FOREIGN DATA WRAPPER envcrypt_local OPTIONS (key_file '$key_file');
+	CREATE ROLE app LOGIN;
+	CREATE USER MAPPING FOR CURRENT_USER SERVER kms; CREATE USER MAPPING FOR app SERVER kms; GRANT USAGE ON FOREIGN SERVER kms TO app;
+	SELECT envcrypt.grant_access('app', '{encrypt,decrypt,search}'); SELECT envcrypt.create_tenant('acme', 'kms');
+	ALTER DATABASE postgres SET envcrypt.tenant = 'acme'; GRANT CREATE ON SCHEMA public TO app");
+
+# --- plpgsql keeps the declaration that a record's field had first
+$dba->value("SET envcrypt.tenant = 'acme';
+	CREATE TABLE aa (s envcrypt.encrypted(text, searchable, aa)); INSERT INTO aa VALUES ('x'::text);
+	CREATE TABLE bb (s envcrypt.encrypted(text, searchable, bb)); INSERT INTO bb VALUES ('x'::text);
+	CREATE TABLE dates (s envcrypt.encrypted(date)); INSERT INTO dates VALUES (date '2000-01-01');
+	CREATE TABLE bare (s envcrypt.encrypted(text, aa)); INSERT INTO bare VALUES ('x'::text);
+	CREATE TABLE into_aa (LIKE aa); CREATE TABLE arrays (s envcrypt.encrypted(text, searchable, aa)[]); INSERT INTO arrays VALUES ('{}')");
+# what is done with a record of each table in turn
+sub with_records
+{
+	my ($statement, @tables) = @_;
+	return "DO \$\$ DECLARE r record; v envcrypt.encrypted(text, searchable, aa); t text; BEGIN
+		FOREACH t IN ARRAY '{" . join(',', @tables) . "}'::text[] LOOP
+			FOR r IN EXECUTE format('SELECT s FROM %I', t) LOOP $statement; END LOOP; END LOOP; END \$\$";
+}
+for my $preload ('', 'envcrypt')
+{
+	my $session = Envcrypt::Session->new($node, environment => { PGOPTIONS => "-c client_min_messages=error -c session_preload_libraries=$preload" });
+	$session->value("SELECT envcrypt.decrypt(s) FROM aa") if !$preload;
+	for my $case ([ 'bb', qr/label bb does not fit/ ], [ 'dates', qr/type date does not fit/ ], [ 'bare', qr/without a search token/ ])
+	{
+		my ($table, $message) = @$case;
+		my %refused = (state => '22000', message => $message);
+		my $how = "$table" . ($preload && ', preloaded');
+		fails_with($session, with_records('INSERT INTO into_aa VALUES (r.s)', 'aa', $table), {%refused}, "a record's field, inserted: $how");
+		fails_with($session, with_records('UPDATE arrays SET s[1] = r.s', 'aa', $table), {%refused}, "assigned to an element: $how");
+		fails_with($session, with_records('v := r.s; INSERT INTO into_aa VALUES (v)', 'aa', $table), {%refused}, "by a variable: $how");
+		fails_with($session, with_records("IF NOT envcrypt.matches(r.s, 'x') THEN RAISE 'not found'; END IF", 'aa', $table), {%refused}, "searched for: $how");
+		fails_with($session, with_records("PERFORM envcrypt.decrypt(r.s)", 'aa', $table), {%refused}, "decrypted: $how");
+	}
+	works($session, with_records("INSERT INTO into_aa VALUES (r.s); v := r.s; UPDATE arrays SET s[1] = v; ASSERT envcrypt.matches(r.s, 'x')", 'aa', 'aa')
+		. '; SELECT count(*) FROM into_aa', 2 * (1 + !!$preload), 'what fits goes in' . ($preload && ', preloaded'));
+}
+is($dba->value('SELECT count(*) FROM into_aa WHERE NOT envcrypt.matches(s, \'x\')'), 0, 'and is found');
+
+# --- the statement that loads the library began without its hooks
+my $mv = 'EXPLAIN (ANALYZE) CREATE MATERIALIZED VIEW mv AS SELECT envcrypt.decrypt(s) FROM aa';
+$dba->value('GRANT SELECT ON aa, bb TO app');
+for my $statement ($mv, "$mv WHERE envcrypt.matches(s, 'x')", "DO \$\$ BEGIN PERFORM envcrypt.decrypt(s) FROM aa; EXECUTE '$mv'; END \$\$",
+	"DO \$\$ BEGIN EXECUTE '$mv'; END \$\$")
+{
+	fails_with(Envcrypt::Session->new($node, role => 'app'), $statement, { state => '55000', message => qr/security-restricted/ },
+		"the first statement of a session: $statement");
+}
+is($dba->value("SELECT to_regclass('mv')"), '', 'no such view is left');
+works(Envcrypt::Session->new($node, role => 'app'), 'BEGIN; CREATE MATERIALIZED VIEW innocent AS SELECT 1; SELECT envcrypt.decrypt(s) FROM aa; COMMIT', 'x',
+	'a materialized view that was there before the library');
+
+# --- options of a connection come before the library
+$dba->value("ALTER ROLE app SET envcrypt.tenant_scope = transaction; ALTER DATABASE postgres SET envcrypt.cache_ttl = '60s'");
+sub client
+{
+	my ($options, $user) = @_;
+	my ($out, $err) = ('', '');
+	local $ENV{PGOPTIONS} = "-c client_min_messages=error $options";
+	IPC::Run::run([ 'psql', '-XAt', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') . " user=$user", '-c', "SELECT envcrypt.decrypt(s) FROM aa",
+		'-c', 'SHOW envcrypt.tenant_scope', '-c', 'SHOW envcrypt.cache_ttl' ], '>', \$out, '2>', \$err);
+	chomp $out;
+	return $out . $err;
+}
+is(client('', 'app'), "x\ntransaction\n1min", 'settings of role and database');
+for my $library ('', 'envcrypt')
+{
+	$dba->value("ALTER ROLE app SET session_preload_libraries = '$library'") if $library;
+	for my $option ('tenant_scope=session', 'tenant_scope=bogus', 'cache_ttl=86400', 'cache_size=2', 'require_mlock=off', 'tenant_set_in=7', 'session_credentials=on')
+	{
+		my ($name) = $option =~ /^(\w+)/;
+		like(client("-c envcrypt.$option", 'app'), qr/FATAL:  (42501: )?permission denied to set parameter "envcrypt\.$name"/, "no client's to set: $option" . ($library && ', preloaded'));
+	}
+}
+my ($super) = $dba->value('SELECT current_user');
+is(client('-c envcrypt.cache_ttl=120 -c envcrypt.tenant=acme', $super), "x\nsession\n2min", 'a superuser may');
+is(client('-c envcrypt.tenant=acme', 'app'), "x\ntransaction\n1min", "the tenant is anybody's");
+
+# --- sorting leaves nothing behind in the sort's memory
+$dba->value("SET envcrypt.tenant = 'acme'; CREATE TABLE big (s envcrypt.encrypted(text, searchable, ssn)); INSERT INTO big SELECT n::text FROM generate_series(1, 100000) n;
+	CREATE TABLE wide (s envcrypt.encrypted(text)); ALTER TABLE wide ALTER s SET STORAGE EXTERNAL; INSERT INTO wide SELECT repeat('x', 20000) FROM generate_series(1, 500)");
+for my $statement ("SET maintenance_work_mem = '64MB'; SET max_parallel_maintenance_workers = 0; CREATE INDEX big_s ON big (s)",
+	'SET max_parallel_workers_per_gather = 0; SET enable_indexscan = off; SET enable_indexonlyscan = off; SELECT s IS NULL FROM big ORDER BY s OFFSET 99999',
+	'SET max_parallel_workers_per_gather = 0; SET enable_hashagg = off; SELECT count(*) FROM (SELECT DISTINCT s FROM wide) d',
+	'SET max_parallel_workers_per_gather = 0; SET enable_sort = off; SELECT count(*) FROM (SELECT DISTINCT s FROM wide) d')
+{
+	my $session = Envcrypt::Session->new($node);
+	my $peak = "SELECT (regexp_match(pg_read_file('/proc/self/status'), 'VmHWM:\\s+(\\d+)'))[1]::int / 1024";
+	my $before = $session->value("SELECT count(s) FROM big; SELECT count(s) FROM wide; $peak");
+	($before) = $before =~ /(\d+)$/;
+	$session->value($statement);
+	my $grown = $session->value($peak) - $before;
+	cmp_ok($grown, '<', 120, "memory in MB: $statement");
+	note("$grown MB: $statement");
+}
+
+done_testing();
