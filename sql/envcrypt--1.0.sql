@@ -259,7 +259,7 @@ BEGIN
             'Encrypts a ' || type || ' of at most 500 MiB under the newest committed key of the tenant ('''': that of envcrypt.tenant); for a column of that label, with a token for that search mode (searchable, searchable_nocase, searchable_digits), bound to the associated data, where given. NULL gives NULL; a NULL option raises 22004. Needs the right encrypt (and search for a token), USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 42704 no tenant, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, HV000 misconfigured, 54000 too long, 22023 label or search mode.');
     END LOOP;
     -- assignment casts: from those and their narrower kin
-    FOREACH type IN ARRAY '{text,varchar,bpchar,bytea,boolean,int2,int4,int8,float4,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,cidr,jsonb,text[]}'::text[] LOOP
+    FOREACH type IN ARRAY '{text,varchar,bpchar,bytea,boolean,int2,int4,int8,float4,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,cidr,jsonb,text[],varchar[]}'::text[] LOOP
         EXECUTE format('CREATE FUNCTION envcrypt.encrypted(%s, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
             AS ''MODULE_PATHNAME'', ''envcrypt_cast_from'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted(%s, integer, boolean) IS %L', type,
@@ -297,13 +297,13 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '') RETURNS text
+CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt' LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text) IS
-    'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. A labelled value decrypts out of a column that declares the label, or where label says it. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered, of another label, or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
-CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '') RETURNS anyelement
+COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text, text) IS
+    'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. A labelled value decrypts out of a column that declares the label, or where label says it. Where tenant is given the value must be of that tenant. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered, of another label or tenant, or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
+CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS anyelement
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt_as' LANGUAGE C STABLE PARALLEL SAFE;
-COMMENT ON FUNCTION envcrypt.decrypt_as(envcrypt.encrypted, anyelement, text, text) IS
+COMMENT ON FUNCTION envcrypt.decrypt_as(envcrypt.encrypted, anyelement, text, text, text) IS
     'The plaintext as a value of its type, which the second argument names: NULL::date. Otherwise as decrypt(). Errors: 42804 another type.';
 
 CREATE FUNCTION envcrypt.inspect(value envcrypt.encrypted,
@@ -410,6 +410,19 @@ COMMENT ON VIEW envcrypt.cache IS
 
 ---------------------------------------------------------------- declared columns
 CREATE VIEW envcrypt.columns AS
+    -- what a type holds at any depth: through domains, arrays and composite types
+    WITH RECURSIVE holds(type, inner_type, typmod) AS (
+        SELECT t.oid, t.typbasetype, t.typtypmod FROM pg_catalog.pg_type t WHERE t.typtype OPERATOR(pg_catalog.=) 'd'
+        UNION SELECT t.oid, t.typelem, NULL FROM pg_catalog.pg_type t WHERE t.typelem OPERATOR(pg_catalog.<>) 0
+        UNION SELECT t.oid, a.atttypid, a.atttypmod FROM pg_catalog.pg_type t
+            JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.typrelid AND c.relkind OPERATOR(pg_catalog.=) 'c'
+            JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) t.typrelid AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+    ), encrypting(type, typmod) AS (
+        SELECT 'envcrypt.encrypted'::pg_catalog.regtype::pg_catalog.oid, NULL::integer
+        -- an array has the declaration of its column, a domain or a field one of its own
+        UNION SELECT h.type, CASE WHEN e.typmod OPERATOR(pg_catalog.>=) 0 THEN e.typmod ELSE h.typmod END
+            FROM encrypting e JOIN holds h ON h.inner_type OPERATOR(pg_catalog.=) e.type
+    )
     SELECT n.nspname AS schema, c.relname AS "table", a.attname AS "column",
         pg_catalog.format_type(a.atttypid, a.atttypmod) AS data_type, d.type, d.search, d.label,
         ARRAY(SELECT i.indexrelid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_index i
@@ -417,12 +430,11 @@ CREATE VIEW envcrypt.columns AS
     FROM pg_catalog.pg_attribute a
     JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid
     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-    JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
-    CROSS JOIN LATERAL envcrypt.declaration(CASE WHEN t.typtype OPERATOR(pg_catalog.=) 'd' THEN t.typtypmod ELSE a.atttypmod END) d
-    WHERE 'envcrypt.encrypted'::pg_catalog.regtype OPERATOR(pg_catalog.=) ANY (ARRAY[t.oid, t.typbasetype, t.typelem])
-        AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,f,m}'::pg_catalog."char"[]);
+    JOIN encrypting e ON e.type OPERATOR(pg_catalog.=) a.atttypid
+    CROSS JOIN LATERAL envcrypt.declaration(CASE WHEN a.atttypmod OPERATOR(pg_catalog.>=) 0 THEN a.atttypmod ELSE coalesce(e.typmod, -1) END) d
+    WHERE a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,f,m}'::pg_catalog."char"[]);
 COMMENT ON VIEW envcrypt.columns IS
-    'Every encrypted column of the database: the plaintext type, search mode and label that it declares (NULL where it does not), and the indexes on it.';
+    'Every encrypted column of the database, of domains, arrays and composite types too (a line for each encrypted field): the plaintext type, search mode and label that it declares (NULL where it does not), and the indexes on it.';
 REVOKE ALL ON envcrypt.columns FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.count_values("table" regclass, "column" name,
@@ -437,10 +449,13 @@ CREATE FUNCTION envcrypt.view_ddl("table" regclass, tenant_column name DEFAULT '
 WITH col AS (
     SELECT a.attnum, a.attname, quote_ident(a.attname) AS name, quote_ident(left(a.attname, 53) || '_encrypted') AS raw,
         format_type(a.atttypid, a.atttypmod) AS own_type, d.type, d.search, d.label,
-        d.type IS NOT NULL AS is_plain, a.attgenerated <> '' AS is_generated, a.attidentity <> '' AS is_identity,
-        CASE WHEN a.attgenerated <> '' THEN NULL
+        d.type IS NOT NULL AS is_plain, a.attgenerated <> '' OR a.attidentity = 'a' AS is_given,
+        CASE WHEN a.attgenerated <> '' OR a.attidentity = 'a' THEN NULL
             WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(a.attrelid::regclass::text, a.attname))
             ELSE pg_get_expr(x.adbin, x.adrelid) END AS default_,
+        -- of plaintext, which the assignment cast encrypts
+        EXISTS (SELECT FROM pg_proc p WHERE p.oid::text = substring(x.adbin::text, '^\{FUNCEXPR :funcid (\d+)') AND p.prosrc = 'envcrypt_cast_from'
+            AND p.pronamespace = 'envcrypt'::regnamespace) AS is_plain_default,
         a.attnum = ANY (coalesce(k.conkey, '{}')) AS in_key
     FROM pg_attribute a
     LEFT JOIN pg_attrdef x ON x.adrelid = a.attrelid AND x.adnum = a.attnum
@@ -452,32 +467,43 @@ WITH col AS (
             CASE WHEN tenant_column <> '' THEN format(', tenant => NEW.%I::text', tenant_column) END,
             CASE WHEN label IS NOT NULL THEN format(', label => %L', label) END,
             CASE WHEN search IS NOT NULL THEN format(', search => %L', search) END)
-        ELSE 'NEW.' || name END AS new_value
+        ELSE 'NEW.' || name END AS new_value,
+        CASE WHEN NOT is_plain THEN 't.' || name
+            WHEN type <> 'text' AND (type = 'jsonb' OR tenant_column <> '') THEN format('envcrypt.decrypt_as(t.%s, NULL::%s%s)', name, type,
+                CASE WHEN tenant_column <> '' THEN format(', tenant => t.%I::text', tenant_column) END)
+            WHEN type = 'text' THEN format('envcrypt.decrypt(t.%s%s)', name,
+                CASE WHEN tenant_column <> '' THEN format(', tenant => t.%I::text', tenant_column) END)
+            ELSE format('t.%s::%s', name, type) END AS shown,
+        format('ROW(NEW.%1$s)::record OPERATOR(pg_catalog.*<>) ROW(OLD.%1$s)::record', name) AS is_changed
     FROM col
 ), rel AS (
     SELECT format('%I.%I', n.nspname, c.relname) AS base, format('%I.%I', n.nspname, left(c.relname, 57) || '_plain') AS view,
         format('%I.%I', n.nspname, left(c.relname, 51) || '_plain_write') AS function
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = "table"
 ), part AS (
-    SELECT string_agg(CASE WHEN NOT is_plain THEN 't.' || name
-                WHEN type = 'text' THEN format('envcrypt.decrypt(t.%1$s) AS %1$s', name)
-                WHEN type = 'jsonb' THEN format('envcrypt.decrypt_as(t.%1$s, NULL::jsonb) AS %1$s', name)
-                ELSE format('t.%1$s::%2$s AS %1$s', name, type) END
+    SELECT string_agg(shown || CASE WHEN is_plain THEN ' AS ' || name ELSE '' END
             || CASE WHEN search IS NOT NULL THEN format(', t.%s AS %s', name, raw) ELSE '' END, E',\n        ' ORDER BY attnum) AS selected,
-        string_agg(name, ', ' ORDER BY attnum) FILTER (WHERE NOT is_generated) AS names,
-        string_agg(new_value, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_generated) AS inserted,
-        string_agg(CASE WHEN is_plain THEN format('%1$s = CASE WHEN NEW.%1$s IS DISTINCT FROM OLD.%1$s%2$s THEN %3$s ELSE t.%1$s END', name,
+        string_agg(name, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS names,
+        string_agg(new_value, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS inserted,
+        string_agg(CASE WHEN is_plain THEN format('%1$s = CASE WHEN %2$s%3$s THEN %4$s ELSE t.%1$s END', name, is_changed,
                 CASE WHEN tenant_column <> '' THEN format(' OR NEW.%1$I IS DISTINCT FROM OLD.%1$I', tenant_column) ELSE '' END, new_value)
-            ELSE format('%1$s = NEW.%1$s', name) END, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_generated AND NOT is_identity) AS updated,
+            ELSE format('%1$s = NEW.%1$s', name) END, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS updated,
         string_agg(format('t.%1$s = OLD.%1$s', name), ' AND ' ORDER BY attnum) FILTER (WHERE in_key) AS found,
-        string_agg('NEW.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_generated) AS generated,
-        string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_generated) AS generated_from,
-        bool_or(is_identity) AS has_identity, bool_or(is_plain) AS any_plain,
+        format('ROW(%s)::record OPERATOR(pg_catalog.*=) ROW(%s)::record',
+            string_agg(CASE WHEN search IS NOT NULL THEN 't.' || name ELSE shown END, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given),
+            string_agg('OLD.' || CASE WHEN search IS NOT NULL THEN raw ELSE name END, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given)) AS is_same,
+        string_agg('NEW.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given,
+        string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given_from,
+        string_agg(is_changed, ' OR ' ORDER BY attnum) FILTER (WHERE is_given) AS given_is_changed,
+        string_agg(attname, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given_names,
+        bool_or(is_plain) AS any_plain,
         bool_or(in_key AND is_plain) AS encrypted_key
     FROM written
 ), defaults AS (
     SELECT string_agg(format(E'ALTER VIEW %s ALTER %s SET DEFAULT %s;\n', rel.view, name,
-            CASE WHEN is_plain THEN format('(%s)::%s', default_, type) ELSE default_ END), '' ORDER BY attnum) AS ddl
+            CASE WHEN NOT is_plain THEN default_
+                WHEN is_plain_default THEN format('(%s)::%s', default_, type)
+                ELSE format('envcrypt.decrypt_as((%s)::%s, NULL::%s)', default_, own_type, type) END), '' ORDER BY attnum) AS ddl
     FROM written, rel WHERE default_ IS NOT NULL
 )
 SELECT CASE
@@ -490,7 +516,7 @@ SELECT CASE
         envcrypt.raise_error('42703', format('table %s has no such column for the tenant that is not encrypted', base), 'Name the column that holds the row''s tenant.')
     ELSE format($ddl$-- Plaintext to whoever may decrypt: the view runs as the caller. Write to its plaintext columns; the columns *_encrypted are
 -- there to be searched: WHERE envcrypt.matches(..._encrypted, value). Who inserts needs the privileges of the table, and USAGE on
--- the sequences of its identity columns.
+-- the sequences of its identity columns. A row that another transaction changed meanwhile is not written over: 40001.
 CREATE VIEW %1$s WITH (security_invoker = true) AS
     SELECT %2$s
     FROM %3$s t;
@@ -499,21 +525,30 @@ CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON %1$s
     FOR EACH ROW EXECUTE FUNCTION %5$s();
 $ddl$, view, selected, base, defaults.ddl, function, format($body$
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        INSERT INTO %1$s AS t (%2$s)%3$s VALUES
-            (%4$s)%5$s;
+%8$s    IF TG_OP = 'INSERT' THEN
+        INSERT INTO %1$s AS t (%2$s) VALUES
+            (%3$s)%4$s;
         RETURN NEW;
     ELSIF TG_OP = 'UPDATE' THEN
         UPDATE %1$s t SET
-            %6$s
-            WHERE %7$s%5$s;
-        RETURN CASE WHEN FOUND THEN NEW END;
+            %5$s
+            WHERE %6$s
+            AND %7$s%4$s;
+    ELSE
+        DELETE FROM %1$s t WHERE %6$s
+            AND %7$s;
     END IF;
-    DELETE FROM %1$s t WHERE %7$s;
-    RETURN CASE WHEN FOUND THEN OLD END;
+    IF FOUND THEN RETURN CASE TG_OP WHEN 'UPDATE' THEN NEW ELSE OLD END; END IF;
+    IF EXISTS (SELECT FROM %9$s t WHERE %6$s AND t::record OPERATOR(pg_catalog.*<>) OLD::record) THEN
+        RAISE serialization_failure USING MESSAGE = 'the row was changed by another transaction', HINT = 'Repeat the transaction.';
+    END IF;
+    RETURN NULL;
 END 
-$body$, base, names, CASE WHEN has_identity THEN ' OVERRIDING SYSTEM VALUE' END, inserted,
-            CASE WHEN generated IS NOT NULL THEN format(' RETURNING %s INTO %s', generated_from, generated) END, updated, found))
+$body$, base, names, inserted, ' RETURNING ' || given_from || ' INTO ' || given, updated, found, is_same,
+            CASE WHEN given IS NOT NULL THEN format($check$    IF TG_OP = 'INSERT' AND num_nonnulls(%1$s) > 0 OR TG_OP = 'UPDATE' AND (%2$s) THEN
+        RAISE generated_always USING MESSAGE = %3$L, HINT = 'Leave them out.';
+    END IF;
+$check$, given, given_is_changed, 'the table gives these columns their values itself: ' || given_names) END, view))
     END
 FROM part LEFT JOIN rel ON true, defaults
 $view_ddl$;
@@ -534,6 +569,27 @@ COMMENT ON FUNCTION envcrypt.guard_command() IS
 CREATE FUNCTION envcrypt.guard_servers() RETURNS event_trigger
     AS 'MODULE_PATHNAME', 'envcrypt_guard_servers' LANGUAGE C;
 COMMENT ON FUNCTION envcrypt.guard_servers() IS 'Refuses to drop a server that wraps keys.';
+CREATE FUNCTION envcrypt.guard_unique() RETURNS event_trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    index_name text;
+    column_name text;
+BEGIN
+    SELECT i.indexrelid::regclass, a.attname INTO index_name, column_name
+        FROM pg_event_trigger_ddl_commands() c
+        JOIN pg_index i ON c.classid = 'pg_class'::regclass AND c.objid IN (i.indexrelid, i.indrelid) AND i.indisunique
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+            AND a.atttypid = 'envcrypt.encrypted'::regtype
+        CROSS JOIN envcrypt.declaration(a.atttypmod) d
+        WHERE d.search IS NULL LIMIT 1;
+    IF FOUND THEN
+        RAISE invalid_object_definition USING MESSAGE = format('unique index %s would enforce nothing', index_name),
+            DETAIL = format('Column "%s" is not searchable, and two encryptions of one value differ.', column_name),
+            HINT = 'Declare the column searchable, or leave the constraint out.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION envcrypt.guard_unique() IS 'Refuses unique indexes and keys on encrypted columns that are not searchable.';
+CREATE EVENT TRIGGER envcrypt_guard_unique ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'CREATE INDEX', 'ALTER TABLE')
+    EXECUTE FUNCTION envcrypt.guard_unique();
 CREATE EVENT TRIGGER envcrypt_guard_command ON ddl_command_start
     WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED', 'ALTER SERVER', 'ALTER EXTENSION', 'ALTER SCHEMA',
         'ALTER TABLE', 'ALTER INDEX')

@@ -77,9 +77,19 @@ keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parse
     pg_unreachable();
 }
 
-// The plaintext of a stored value as a varlena, in the type's send format.
+[[noreturn]] void raise_wrong_tenant(const char *tenant, ByteView expected) {
+    ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+                    errmsg("the value belongs to tenant \"%s\", not \"%s\"", tenant,
+                           pnstrdup(reinterpret_cast<const char *>(expected.data()),
+                                    static_cast<int>(expected.size()))),
+                    errdetail("It was moved from one tenant's row to another's.")));
+    pg_unreachable();
+}
+
+// The plaintext of a stored value as a varlena, in the type's send format. Of any tenant where none
+// is expected.
 bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, value::Label label,
-                  ByteView associated_data) {
+                  ByteView associated_data, ByteView tenant) {
     if (unlikely(parsed.header.label != label)) raise_wrong_label(parsed.header.label, label);
     if (unlikely(parsed.header.bound != !associated_data.empty())) {
         if (parsed.header.bound)
@@ -95,6 +105,8 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
     }
     follow_epoch();
     keyring::Subkey &subkey = opening_subkey(site, right, parsed);
+    if (!tenant.empty() && as_text(tenant) != site.site.key->tenant)
+        raise_wrong_tenant(site.site.key->tenant.c_str(), tenant);
     const std::size_t size = parsed.plaintext_size();
     auto *plaintext = static_cast<bytea *>(palloc(VARHDRSZ + size));
     SET_VARSIZE(plaintext, VARHDRSZ + size);
@@ -115,7 +127,7 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
 // The value that is the first argument; its label is what `label` says or else what its column
 // declares.
 bytea *open_argument(FunctionCallInfo fcinfo, value::Label label, ByteView associated_data,
-                     value::Type *type) {
+                     ByteView tenant, value::Type *type) {
     refuse_maintenance();
     auto &site = call_site<OpeningSite>(fcinfo->flinfo);
     if (unlikely(!site.knows_label)) {
@@ -126,7 +138,7 @@ bytea *open_argument(FunctionCallInfo fcinfo, value::Label label, ByteView assoc
     const value::Parsed parsed = parse_value(varlena_bytes(PG_GETARG_BYTEA_PP(0)));
     *type = parsed.header.type;
     return open_value(site, fcinfo->flinfo->fn_oid, parsed, label != 0 ? label : site.label,
-                      associated_data);
+                      associated_data, tenant);
 }
 
 keyring::OpenKey &sealing_key(SealingSite &site, Oid right, ByteView tenant) {
@@ -267,7 +279,7 @@ ENVCRYPT_FUNCTION(envcrypt_coerce) {
     refuse_maintenance();
     auto &site = call_site<CoercionSite>(fcinfo->flinfo);
     const bytea *plaintext =
-        open_value(site.opening, right_function(Right::decrypt), parsed, 0, {});
+        open_value(site.opening, right_function(Right::decrypt), parsed, 0, {}, {});
     KeyRow key;
     if (!find_key(parsed.header.key_id, key))
         elog(ERROR, "envcrypt: the key just used is not there");
@@ -276,14 +288,15 @@ ENVCRYPT_FUNCTION(envcrypt_coerce) {
                       {reinterpret_cast<const std::uint8_t *>(key.tenant), strlen(key.tenant)}, {});
 }
 
-// decrypt(value, associated_data, label): the plaintext in its type's text form.
+// decrypt(value, associated_data, label, tenant): the plaintext in its type's text form.
 ENVCRYPT_FUNCTION(envcrypt_decrypt) {
     const ByteView associated = optional_text(fcinfo, 1, "associated_data");
     const ByteView label = optional_text(fcinfo, 2, "label");
+    const ByteView tenant = optional_text(fcinfo, 3, "tenant");
     if (PG_ARGISNULL(0)) PG_RETURN_NULL();
     value::Type type;
-    bytea *plaintext =
-        open_argument(fcinfo, read_label(label), to_utf8(associated, "associated_data"), &type);
+    bytea *plaintext = open_argument(fcinfo, read_label(label),
+                                     to_utf8(associated, "associated_data"), tenant, &type);
     PG_RETURN_TEXT_P(plaintext_text(type, plaintext));
 }
 
@@ -296,16 +309,17 @@ static void require_type(value::Type type, Oid wanted) {
                             value::type_name(type))));
 }
 
-// decrypt_as(value, NULL::T, associated_data, label): the plaintext as a T.
+// decrypt_as(value, NULL::T, associated_data, label, tenant): the plaintext as a T.
 ENVCRYPT_FUNCTION(envcrypt_decrypt_as) {
     const ByteView associated = optional_text(fcinfo, 2, "associated_data");
     const ByteView label = optional_text(fcinfo, 3, "label");
+    const ByteView tenant = optional_text(fcinfo, 4, "tenant");
     if (PG_ARGISNULL(0)) PG_RETURN_NULL();
     auto &site = call_site<OpeningSite>(fcinfo->flinfo);
     if (unlikely(!OidIsValid(site.result))) site.result = get_fn_expr_argtype(fcinfo->flinfo, 1);
     value::Type type;
-    bytea *plaintext =
-        open_argument(fcinfo, read_label(label), to_utf8(associated, "associated_data"), &type);
+    bytea *plaintext = open_argument(fcinfo, read_label(label),
+                                     to_utf8(associated, "associated_data"), tenant, &type);
     require_type(type, site.result);
     PG_RETURN_DATUM(from_plaintext(type, plaintext));
 }
@@ -315,7 +329,7 @@ ENVCRYPT_FUNCTION(envcrypt_cast_to) {
     auto &site = call_site<OpeningSite>(fcinfo->flinfo);
     if (unlikely(!OidIsValid(site.result))) site.result = get_func_rettype(fcinfo->flinfo->fn_oid);
     value::Type type;
-    bytea *plaintext = open_argument(fcinfo, 0, {}, &type);
+    bytea *plaintext = open_argument(fcinfo, 0, {}, {}, &type);
     require_type(type, site.result);
     PG_RETURN_DATUM(from_plaintext(type, plaintext));
 }

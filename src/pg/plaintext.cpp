@@ -102,7 +102,8 @@ ByteView write_array(ArrayType *array) {
     Datum *elements;
     bool *nulls;
     int count;
-    deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
+    deconstruct_array(array, ARR_ELEMTYPE(array), -1, false, TYPALIGN_INT, &elements, &nulls,
+                      &count);
     for (int i = 0; i < count; ++i) {
         if (nulls[i]) {
             pq_sendint32(&buffer, -1);
@@ -214,6 +215,8 @@ value::Type natural_type(Oid type) {
             return value::Type::float8;
         case CIDROID:
             return value::Type::inet;
+        case VARCHARARRAYOID:
+            return value::Type::text_array;
         default:
             break;
     }

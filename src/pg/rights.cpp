@@ -68,7 +68,7 @@ Oid encrypted_type_if_any() {
 Oid right_function(Right right) {
     const Oid type = encrypted_type();
     const Oid encrypt[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
-    const Oid decrypt[] = {type, TEXTOID, TEXTOID};
+    const Oid decrypt[] = {type, TEXTOID, TEXTOID, TEXTOID};
     const Oid search[] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};
     const auto look_up = [](const char *name, const Oid *types, int count) {
         char schema_name[] = "envcrypt";

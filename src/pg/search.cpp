@@ -302,7 +302,7 @@ void refuse_btree(TokenSite &site, const value::Declaration &declaration) {
         "JOIN pg_catalog.pg_class ic ON ic.oid OPERATOR(pg_catalog.=) i.indexrelid "
         "JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) ic.relam "
         "AND m.amname OPERATOR(pg_catalog.=) 'btree') "
-        "ON i.indrelid OPERATOR(pg_catalog.=) a.attrelid "
+        "ON i.indrelid OPERATOR(pg_catalog.=) a.attrelid AND i.indpred IS NULL "
         "AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey) "
         "WHERE a.atttypmod OPERATOR(pg_catalog.=) $1 AND NOT a.attisdropped",
         lengthof(types), types, values, nullptr, true, 1);
@@ -387,9 +387,13 @@ ENVCRYPT_FUNCTION(envcrypt_search_column) {
     for (int i = 0; i < count; ++i) {
         CHECK_FOR_INTERRUPTS();
         ByteView plaintext;
-        if (nulls[i] ||
-            !equal_plaintext(many ? site.element : source, sought[i], declaration.type, plaintext))
+        if (nulls[i]) continue;
+        if (!equal_plaintext(many ? site.element : source, sought[i], declaration.type,
+                             plaintext)) {
+            // no value has it: a row is compared, so that NULL gives NULL
+            probes.add(value::Token{});
             continue;
+        }
         add_probes(probes, site, fcinfo->flinfo->fn_oid, {}, declaration, plaintext);
     }
     return probe_array(fcinfo, site, probes);

@@ -34,6 +34,16 @@ SELECT count(envcrypt.decrypt(u, label => 'ssn')) FROM t, unnest(ARRAY[ssn]) u;
 SELECT envcrypt.decrypt((array_agg(ssn ORDER BY id))[1], label => 'ssn'), envcrypt.decrypt_as((array_agg(born ORDER BY id))[1], NULL::date, label => 'born') FROM t;
 SELECT envcrypt.decrypt(ssn::number, label => 'ssn') FROM t WHERE id = 1;
 
+-- a tenant that is expected
+SELECT envcrypt.decrypt(ssn, tenant => 'acme'), envcrypt.decrypt_as(born, NULL::date, tenant => 'acme') FROM t WHERE id = 1;
+SELECT error_of('SELECT envcrypt.decrypt(ssn, tenant => ''other'') FROM t'), error_of('SELECT envcrypt.decrypt_as(born, NULL::date, tenant => ''other'') FROM t'),
+    error_of('SELECT envcrypt.decrypt(ssn, tenant => NULL) FROM t');
+-- of each row its own: what was moved between tenants is found
+CREATE TABLE tenants (tenant text, v envcrypt.encrypted(text, v)); INSERT INTO tenants SELECT n, envcrypt.encrypt('of ' || n, n, 'v') FROM unnest('{acme,other}'::text[]) n;
+SELECT tenant, envcrypt.decrypt(v, tenant => tenant) FROM tenants ORDER BY 1;
+UPDATE tenants SET v = (SELECT v FROM tenants WHERE tenant = 'other');
+SELECT error_of('SELECT envcrypt.decrypt(v, tenant => tenant) FROM tenants'); DROP TABLE tenants;
+
 -- a label that is wrong, missing or one too many
 SELECT error_of('SELECT envcrypt.decrypt(ssn, label => ''name'') FROM t'), error_of('SELECT envcrypt.decrypt(free, label => ''ssn'') FROM t'),
     error_of('SELECT envcrypt.decrypt(ssn, label => ''SSN'') FROM t'), error_of('SELECT envcrypt.decrypt(ssn, label => NULL) FROM t');

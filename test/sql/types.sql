@@ -64,6 +64,7 @@ DELETE FROM every;
 
 -- from narrower kin and between numbers, as PostgreSQL assigns them; everything else raises
 INSERT INTO every (a) VALUES ('varchar'::varchar), ('char '::char(8));
+CREATE TEMP TABLE lists (a envcrypt.encrypted('text[]')); INSERT INTO lists VALUES ('{x,NULL,"y z"}'::varchar[]); SELECT a::text[] FROM lists;
 INSERT INTO every (d, e, f, h) VALUES (1::int8, 2::numeric, 3::int2, 4::int8), (1::int4, 2::int2, 3::numeric, 4::int2), (1.4, 2::int8, 3::int4, 4::int4);
 INSERT INTO every (g) VALUES (1.5), (2), (3::int8), (4::int2), (0.1::float4), (1e300::numeric);
 INSERT INTO every (n) VALUES (cidr '10.0.0.0/8');

@@ -94,6 +94,41 @@ my ($super) = $dba->value('SELECT current_user');
 is(client('-c envcrypt.cache_ttl=120 -c envcrypt.tenant=acme', $super), "x\nsession\n2min", 'a superuser may');
 is(client('-c envcrypt.tenant=acme', 'app'), "x\ntransaction\n1min", "the tenant is anybody's");
 
+# --- the view of view_ddl() writes over nothing that another transaction has changed
+$dba->value("SET envcrypt.tenant = 'acme'; CREATE TABLE doc (id int PRIMARY KEY, version int, a envcrypt.encrypted(text), b envcrypt.encrypted(text, searchable, b))");
+$dba->value($dba->value("SELECT envcrypt.view_ddl('doc')"));
+my $other = Envcrypt::Session->new($node);
+$other->value("SET envcrypt.tenant = 'acme'");
+for my $level ('READ COMMITTED', 'REPEATABLE READ')
+{
+	for my $case ([ 'the same column', "UPDATE doc_plain SET a = 'by two', version = 6 WHERE id = 1 AND version = 5" ],
+		[ 'another column', "UPDATE doc_plain SET version = version + 1 WHERE id = 1" ], [ 'a deletion', 'DELETE FROM doc_plain WHERE id = 1' ])
+	{
+		my ($name, $statement) = @$case;
+		$dba->value("DELETE FROM doc; INSERT INTO doc VALUES (1, 5, 'old'::text, 'old'::text)");
+		$dba->value("BEGIN; UPDATE doc_plain SET a = 'by one', version = 6 WHERE id = 1 AND version = 5");
+		$other->begin("BEGIN ISOLATION LEVEL $level; $statement");
+		wait_until('the second waits for the first', sub { $dba->value('SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Lock\'') > 0 });
+		$dba->value('COMMIT');
+		is($other->result->{state}, '40001', "$level, $name: refused");
+		$other->ask('ROLLBACK');
+		works($dba, 'SELECT version, a FROM doc_plain', '6|by one', "$level, $name: the first stands");
+		# of columns that are shown as ciphertext too
+		$dba->value("BEGIN; UPDATE doc_plain SET b = 'by one' WHERE id = 1");
+		$other->begin("BEGIN ISOLATION LEVEL $level; DELETE FROM doc_plain");
+		wait_until('the second waits for the first', sub { $dba->value('SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Lock\'') > 0 });
+		$dba->value('COMMIT');
+		is($other->result->{state}, '40001', "$level, $name: and where a searchable column was changed");
+		$other->ask('ROLLBACK');
+	}
+}
+$dba->value('BEGIN; DELETE FROM doc_plain');
+$other->begin("UPDATE doc_plain SET a = 'x' RETURNING id");
+wait_until('the second waits for the first', sub { $dba->value('SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = \'Lock\'') > 0 });
+$dba->value('COMMIT');
+is($other->result->{rows}, '', 'a row that is gone is no error');
+$other->close;
+
 # --- sorting leaves nothing behind in the sort's memory
 $dba->value("SET envcrypt.tenant = 'acme'; CREATE TABLE big (s envcrypt.encrypted(text, searchable, ssn)); INSERT INTO big SELECT n::text FROM generate_series(1, 100000) n;
 	CREATE TABLE wide (s envcrypt.encrypted(text)); ALTER TABLE wide ALTER s SET STORAGE EXTERNAL; INSERT INTO wide SELECT repeat('x', 20000) FROM generate_series(1, 500)");
