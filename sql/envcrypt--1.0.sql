@@ -177,6 +177,12 @@ COMMENT ON FUNCTION envcrypt.probe_send(envcrypt.probe) IS 'Binary output: 17 by
 CREATE FUNCTION envcrypt.probe_eqsel(internal, oid, internal, integer) RETURNS double precision
     AS 'MODULE_PATHNAME', 'envcrypt_probe_eqsel' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.probe_eqsel(internal, oid, internal, integer) IS 'The selectivity of column = probe.';
+CREATE FUNCTION envcrypt.probe_neqsel(internal, oid, internal, integer) RETURNS double precision
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_neqsel' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.probe_neqsel(internal, oid, internal, integer) IS 'The selectivity of column <> probe.';
+CREATE FUNCTION envcrypt.probe_eqjoinsel(internal, oid, internal, smallint, internal) RETURNS double precision
+    AS 'MODULE_PATHNAME', 'envcrypt_probe_eqjoinsel' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.probe_eqjoinsel(internal, oid, internal, smallint, internal) IS 'The selectivity of a join by column = probe.';
 
 -- Comparisons look at tokens, where there are any, or at ciphertext: no key, no error, nothing leaks.
 DO $$
@@ -196,9 +202,10 @@ BEGIN
                 EXECUTE format('COMMENT ON FUNCTION envcrypt.%s(%s, %s) IS %L', 'encrypted_' || op.name, l.type, r.type,
                     'Implements the operator ' || op.sign || ': by tokens, where there are any, else by ciphertext. Needs no key.');
                 EXECUTE format('CREATE OPERATOR envcrypt.%s (FUNCTION = envcrypt.%s, LEFTARG = %s, RIGHTARG = %s,
-                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = %s, JOIN = pg_catalog.%sjoinsel%s)',
+                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = %s, JOIN = %s%s)',
                     op.sign, 'encrypted_' || op.name, l.type, r.type, op.commutator, op.negator,
-                    CASE WHEN op.sign = '=' AND l.letter <> r.letter THEN 'envcrypt.probe_eqsel' ELSE 'pg_catalog.' || op.estimator || 'sel' END, op.estimator,
+                    CASE WHEN op.sign IN ('=', '<>') AND l.letter <> r.letter THEN 'envcrypt.probe_' ELSE 'pg_catalog.' END || op.estimator || 'sel',
+                    CASE WHEN op.sign = '=' AND l.letter <> r.letter THEN 'envcrypt.probe_' ELSE 'pg_catalog.' END || op.estimator || 'joinsel',
                     CASE op.sign WHEN '=' THEN ', MERGES, HASHES' ELSE '' END);
             END LOOP;
             EXECUTE format('CREATE FUNCTION envcrypt.encrypted_cmp(%s, %s) RETURNS integer AS ''MODULE_PATHNAME'', %L
@@ -254,14 +261,14 @@ BEGIN
     FOREACH type IN ARRAY '{text,bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,jsonb,text[]}'::text[] LOOP
         EXECUTE format('CREATE FUNCTION envcrypt.encrypt(value %s, tenant text DEFAULT '''', label text DEFAULT '''', search text DEFAULT '''',
                 associated_data text DEFAULT '''') RETURNS envcrypt.encrypted
-            AS ''MODULE_PATHNAME'', ''envcrypt_encrypt'' LANGUAGE C STABLE PARALLEL SAFE', type);
+            AS ''MODULE_PATHNAME'', ''envcrypt_encrypt'' LANGUAGE C STABLE COST 30 PARALLEL SAFE', type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypt(%s, text, text, text, text) IS %L', type,
             'Encrypts a ' || type || ' of at most 500 MiB under the newest committed key of the tenant ('''': that of envcrypt.tenant); for a column of that label, with a token for that search mode (searchable, searchable_nocase, searchable_digits), bound to the associated data, where given. NULL gives NULL; a NULL option raises 22004. Needs the right encrypt (and search for a token), USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 42704 no tenant, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, HV000 misconfigured, 54000 too long, 22023 label or search mode.');
     END LOOP;
     -- assignment casts: from those and their narrower kin
     FOREACH type IN ARRAY '{text,varchar,bpchar,bytea,boolean,int2,int4,int8,float4,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,cidr,jsonb,text[],varchar[]}'::text[] LOOP
         EXECUTE format('CREATE FUNCTION envcrypt.encrypted(%s, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
-            AS ''MODULE_PATHNAME'', ''envcrypt_cast_from'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
+            AS ''MODULE_PATHNAME'', ''envcrypt_cast_from'' LANGUAGE C STABLE STRICT COST 30 PARALLEL SAFE', type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted(%s, integer, boolean) IS %L', type,
             'The assignment cast: encrypts as the column declares, under the newest key of the tenant that envcrypt.tenant names. Needs the right encrypt (and search for a searchable column). May ask the KMS.');
         EXECUTE format('CREATE CAST (%1$s AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(%1$s, integer, boolean) AS ASSIGNMENT', type);
@@ -270,7 +277,7 @@ BEGIN
     FOREACH type IN ARRAY '{bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,text[]}'::text[] LOOP
         name := CASE type WHEN 'boolean' THEN 'bool' WHEN 'text[]' THEN 'text_array' ELSE type END;
         EXECUTE format('CREATE FUNCTION envcrypt.%I(envcrypt.encrypted) RETURNS %s
-            AS ''MODULE_PATHNAME'', ''envcrypt_cast_to'' LANGUAGE C STABLE STRICT PARALLEL SAFE', name, type);
+            AS ''MODULE_PATHNAME'', ''envcrypt_cast_to'' LANGUAGE C STABLE STRICT COST 30 PARALLEL SAFE', name, type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.%I(envcrypt.encrypted) IS %L', name,
             'The explicit cast: the plaintext of a value of type ' || type || ', as decrypt() with its rights and errors; 42804 another type.');
         EXECUTE format('CREATE CAST (envcrypt.encrypted AS %s) WITH FUNCTION envcrypt.%I(envcrypt.encrypted)', type, name);
@@ -278,14 +285,14 @@ BEGIN
     -- searching
     FOREACH type IN ARRAY '{text,bytea,int2,int4,int8,numeric,date,timestamp,timestamptz,uuid,inet}'::text[] LOOP
         EXECUTE format('CREATE FUNCTION envcrypt.search(value %s, label text, search text, tenants text[] DEFAULT ''{}'') RETURNS envcrypt.probe[]
-            AS ''MODULE_PATHNAME'', ''envcrypt_search'' LANGUAGE C STABLE PARALLEL SAFE', type);
+            AS ''MODULE_PATHNAME'', ''envcrypt_search'' LANGUAGE C STABLE COST 100 PARALLEL SAFE', type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s, text, text, text[]) IS %L', type,
             'What a column of that label and search mode is looked up with: WHERE column OPERATOR(envcrypt.=) ANY (envcrypt.search(value, label, search)). One probe for each tenant (default: that of envcrypt.tenant) and each of its search keys. NULL gives NULL. Needs the right search. May ask the KMS.');
         EXECUTE format('CREATE FUNCTION envcrypt.search(value %s, declaration integer) RETURNS envcrypt.probe[]
-            AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
+            AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT COST 50 PARALLEL SAFE', type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s, integer) IS %L', type, 'What matches() becomes; declaration is the type modifier of the column.');
         EXECUTE format('CREATE FUNCTION envcrypt.search("values" %s[], declaration integer) RETURNS envcrypt.probe[]
-            AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT PARALLEL SAFE', type);
+            AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT COST 50 PARALLEL SAFE', type);
         EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s[], integer) IS %L', type, 'What matches_any() becomes; declaration is the type modifier of the column.');
         EXECUTE format('CREATE FUNCTION envcrypt.matches("column" envcrypt.encrypted, value %s) RETURNS boolean
             AS ''MODULE_PATHNAME'', ''envcrypt_matches'' LANGUAGE C STABLE STRICT PARALLEL SAFE SUPPORT envcrypt.matches_support', type);
@@ -298,11 +305,11 @@ BEGIN
 END $$;
 
 CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS text
-    AS 'MODULE_PATHNAME', 'envcrypt_decrypt' LANGUAGE C STABLE PARALLEL SAFE;
+    AS 'MODULE_PATHNAME', 'envcrypt_decrypt' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text, text) IS
     'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. A labelled value decrypts out of a column that declares the label, or where label says it. Where tenant is given the value must be of that tenant. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered, of another label or tenant, or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
 CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS anyelement
-    AS 'MODULE_PATHNAME', 'envcrypt_decrypt_as' LANGUAGE C STABLE PARALLEL SAFE;
+    AS 'MODULE_PATHNAME', 'envcrypt_decrypt_as' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.decrypt_as(envcrypt.encrypted, anyelement, text, text, text) IS
     'The plaintext as a value of its type, which the second argument names: NULL::date. Otherwise as decrypt(). Errors: 42804 another type.';
 
@@ -447,7 +454,7 @@ REVOKE ALL ON FUNCTION envcrypt.count_values(regclass, name) FROM PUBLIC;
 CREATE FUNCTION envcrypt.view_ddl("table" regclass, tenant_column name DEFAULT '') RETURNS text
     LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $view_ddl$
 WITH col AS (
-    SELECT a.attnum, a.attname, quote_ident(a.attname) AS name, quote_ident(left(a.attname, 53) || '_encrypted') AS raw,
+    SELECT a.attnum, a.attname, a.atttypid, quote_ident(a.attname) AS name, CASE WHEN d.search IS NOT NULL THEN (SELECT left(a.attname, n) FROM generate_series(53, 0, -1) n WHERE octet_length(left(a.attname, n)) <= 53 LIMIT 1) || '_encrypted' END AS raw_name,
         format_type(a.atttypid, a.atttypmod) AS own_type, d.type, d.search, d.label,
         d.type IS NOT NULL AS is_plain, a.attgenerated <> '' OR a.attidentity = 'a' AS is_given,
         CASE WHEN a.attgenerated <> '' OR a.attidentity = 'a' THEN NULL
@@ -463,7 +470,7 @@ WITH col AS (
     LEFT JOIN LATERAL envcrypt.declaration(a.atttypmod) d ON a.atttypid = 'envcrypt.encrypted'::regtype
     WHERE a.attrelid = "table" AND a.attnum > 0 AND NOT a.attisdropped
 ), written AS (
-    SELECT *, CASE WHEN is_plain THEN format('envcrypt.encrypt(NEW.%s::%s%s%s%s)', name, type,
+    SELECT *, quote_ident(raw_name) AS raw, CASE WHEN is_plain THEN format('envcrypt.encrypt(NEW.%s::%s%s%s%s)', name, type,
             CASE WHEN tenant_column <> '' THEN format(', tenant => NEW.%I::text', tenant_column) END,
             CASE WHEN label IS NOT NULL THEN format(', label => %L', label) END,
             CASE WHEN search IS NOT NULL THEN format(', search => %L', search) END)
@@ -477,8 +484,8 @@ WITH col AS (
         format('ROW(NEW.%1$s)::record OPERATOR(pg_catalog.*<>) ROW(OLD.%1$s)::record', name) AS is_changed
     FROM col
 ), rel AS (
-    SELECT format('%I.%I', n.nspname, c.relname) AS base, format('%I.%I', n.nspname, left(c.relname, 57) || '_plain') AS view,
-        format('%I.%I', n.nspname, left(c.relname, 51) || '_plain_write') AS function
+    SELECT format('%I.%I', n.nspname, c.relname) AS base, format('%I.%I', n.nspname, (SELECT left(c.relname, n) FROM generate_series(57, 0, -1) n WHERE octet_length(left(c.relname, n)) <= 57 LIMIT 1) || '_plain') AS view,
+        format('%I.%I', n.nspname, (SELECT left(c.relname, n) FROM generate_series(51, 0, -1) n WHERE octet_length(left(c.relname, n)) <= 51 LIMIT 1) || '_plain_write') AS function
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = "table"
 ), part AS (
     SELECT string_agg(shown || CASE WHEN is_plain THEN ' AS ' || name ELSE '' END
@@ -493,7 +500,8 @@ WITH col AS (
             string_agg(CASE WHEN search IS NOT NULL THEN 't.' || name ELSE shown END, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given),
             string_agg('OLD.' || CASE WHEN search IS NOT NULL THEN raw ELSE name END, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given)) AS is_same,
         string_agg('NEW.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given,
-        string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given_from,
+        string_agg('NEW.' || coalesce(raw, name), ', ' ORDER BY attnum) FILTER (WHERE is_given OR search IS NOT NULL) AS returned,
+        string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given OR search IS NOT NULL) AS returned_from,
         string_agg(is_changed, ' OR ' ORDER BY attnum) FILTER (WHERE is_given) AS given_is_changed,
         string_agg(attname, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given_names,
         bool_or(is_plain) AS any_plain,
@@ -512,15 +520,20 @@ SELECT CASE
         'Declare encrypted(TYPE) for its columns.')
     WHEN found IS NULL OR encrypted_key THEN envcrypt.raise_error('42809', format('table %s has no primary key that is not encrypted', base),
         'The view writes by the primary key: add one.')
-    WHEN tenant_column <> '' AND NOT EXISTS (SELECT FROM col WHERE attname = tenant_column AND type IS NULL) THEN
-        envcrypt.raise_error('42703', format('table %s has no such column for the tenant that is not encrypted', base), 'Name the column that holds the row''s tenant.')
+    WHEN tenant_column <> '' AND NOT EXISTS (SELECT FROM col WHERE attname = tenant_column) THEN
+        envcrypt.raise_error('42703', format('table %s has no column "%s"', base, tenant_column), 'Name the column that holds the row''s tenant.')
+    WHEN EXISTS (SELECT FROM col WHERE attname = tenant_column AND atttypid = 'envcrypt.encrypted'::regtype) THEN
+        envcrypt.raise_error('42809', format('column "%s" of table %s is encrypted', tenant_column, base), 'The tenant decides which key decrypts: it must be readable.')
+    WHEN EXISTS (SELECT FROM col a JOIN col b ON a.attname = b.raw_name) THEN
+        envcrypt.raise_error('42701', format('table %s has a column "%s" already', base, (SELECT a.attname FROM col a JOIN col b ON a.attname = b.raw_name LIMIT 1)),
+            'The view needs this name for the ciphertext of a searchable column: rename the column.')
     ELSE format($ddl$-- Plaintext to whoever may decrypt: the view runs as the caller. Write to its plaintext columns; the columns *_encrypted are
 -- there to be searched: WHERE envcrypt.matches(..._encrypted, value). Who inserts needs the privileges of the table, and USAGE on
 -- the sequences of its identity columns. A row that another transaction changed meanwhile is not written over: 40001.
 CREATE VIEW %1$s WITH (security_invoker = true) AS
     SELECT %2$s
     FROM %3$s t;
-%4$sCREATE FUNCTION %5$s() RETURNS trigger LANGUAGE plpgsql AS %6$L;
+%4$sCREATE OR REPLACE FUNCTION %5$s() RETURNS trigger LANGUAGE plpgsql AS %6$L;
 CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON %1$s
     FOR EACH ROW EXECUTE FUNCTION %5$s();
 $ddl$, view, selected, base, defaults.ddl, function, format($body$
@@ -544,7 +557,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END 
-$body$, base, names, inserted, ' RETURNING ' || given_from || ' INTO ' || given, updated, found, is_same,
+$body$, base, names, inserted, ' RETURNING ' || returned_from || ' INTO ' || returned, updated, found, is_same,
             CASE WHEN given IS NOT NULL THEN format($check$    IF TG_OP = 'INSERT' AND num_nonnulls(%1$s) > 0 OR TG_OP = 'UPDATE' AND (%2$s) THEN
         RAISE generated_always USING MESSAGE = %3$L, HINT = 'Leave them out.';
     END IF;
@@ -553,7 +566,7 @@ $check$, given, given_is_changed, 'the table gives these columns their values it
 FROM part LEFT JOIN rel ON true, defaults
 $view_ddl$;
 COMMENT ON FUNCTION envcrypt.view_ddl(regclass, name) IS
-    'The DDL of a view TABLE_plain whose columns have the plaintext types, with triggers that encrypt what is written to it, by the tenant that tenant_column of the row names or else envcrypt.tenant. Run it; it is yours. Errors: 42809 no declared column or primary key, 42703 tenant_column.';
+    'The DDL of a view TABLE_plain whose columns have the plaintext types, with triggers that encrypt what is written to it, by the tenant that tenant_column of the row names or else envcrypt.tenant. Run it; it is yours. Errors: 42809 no declared column or primary key, encrypted tenant_column, 42703 no tenant_column, 42701 names.';
 
 REVOKE ALL ON FUNCTION
     envcrypt.grant_access(regrole, text[]), envcrypt.revoke_access(regrole, text[]),

@@ -105,7 +105,9 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
                       &null_rights, &count);
     for (int i = 0; i < count; ++i)
         if (null_rights[i] || !is_right(TextDatumGetCString(rights[i])))
-            ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unknown right"),
+            ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                            errmsg("unknown right \"%s\"",
+                                   null_rights[i] ? "NULL" : TextDatumGetCString(rights[i])),
                             errhint("The rights are encrypt, decrypt, search and manage.")));
     if (count == 0)
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("no right was named"),

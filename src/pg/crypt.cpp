@@ -73,7 +73,9 @@ keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parse
     ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
                     errmsg("the value belongs to a column with the label %s, not %s",
                            label_name(label), label_name(expected)),
-                    errdetail("It was moved from one column to another.")));
+                    errdetail("It was moved from one column to another."),
+                    errhint("Look for who moved it. If the label is mistyped, say %s.",
+                            label_name(label))));
     pg_unreachable();
 }
 
@@ -101,7 +103,9 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
                      "Name what it was encrypted with: decrypt(value, associated_data => ...).")));
         ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
                         errmsg("associated data was given, but the value is not bound to any"),
-                        errdetail("It may have been planted in the place of a bound one.")));
+                        errdetail("It may have been planted in the place of a bound one."),
+                        errhint("The second argument is associated_data; a label is named: "
+                                "label => '...'.")));
     }
     follow_epoch();
     keyring::Subkey &subkey = opening_subkey(site, right, parsed);
@@ -189,33 +193,28 @@ Datum seal_value(SealingSite &site, Oid right, const value::Declaration &declara
     PG_RETURN_BYTEA_P(result);
 }
 
-// The plaintext that is to be encrypted. Text that is an encrypted value or a probe is refused: it
-// was meant to be used as it is.
+// The plaintext that is to be encrypted. Text that is a probe or holds an encrypted value is
+// refused: it is what comes of `column || 'x'`, to_jsonb(row) and the like, and would decrypt to
+// ciphertext.
 ByteView plaintext_of(Oid source, Datum datum, value::Type type) {
     const ByteView plaintext = to_plaintext(source, datum, type);
-    if (likely(type != value::Type::text || plaintext.size() < 4 || plaintext[0] != 'e'))
+    if (type != value::Type::text && type != value::Type::jsonb && type != value::Type::text_array)
         return plaintext;
     std::uint8_t probe[kProbeSize + 3];
-    if (read_probe(as_text(plaintext), probe))
+    if (unlikely(read_probe(as_text(plaintext), probe)))
         ereport(ERROR,
                 (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the text to be encrypted is a probe"),
                  errhint("A probe is looked for, and never stored: compare a column with it.")));
-    if (!as_text(plaintext).starts_with(value::kTextPrefix)) return plaintext;
-    auto *bytes = static_cast<std::uint8_t *>(palloc(value::text_capacity(plaintext.size()) + 1));
-    value::Parsed parsed;
-    bool is_value = false;
+    bool holds_value = false;
     ErrorReport report;
-    if (!guarded(report, [&] {
-            const auto size = value::from_text(as_text(plaintext),
-                                               {bytes, value::text_capacity(plaintext.size())});
-            is_value = size && value::parse({bytes, *size}, parsed) == value::Fault::none;
-        }))
+    if (unlikely(!guarded(report, [&] { holds_value = value::contains_text(as_text(plaintext)); })))
         raise(report);
-    if (is_value)
-        ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                        errmsg("the text to be encrypted is an encrypted value already"),
-                        errhint("Give the value as it is, without a cast to text or as an untyped "
-                                "literal or parameter.")));
+    if (unlikely(holds_value))
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION), errmsg("the plaintext holds an encrypted value"),
+                 errhint("Give an encrypted value as it is, without a cast to text or as an "
+                         "untyped literal or parameter; to work on its text, decrypt it: "
+                         "envcrypt.decrypt(column) || '...'.")));
     return plaintext;
 }
 

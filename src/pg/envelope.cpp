@@ -123,7 +123,8 @@ ENVCRYPT_FUNCTION(envcrypt_decrypt_envelope) {
                              "could not decrypt an envelope",
                              "The tag does not fit: key, nonce and ciphertext do not belong "
                              "together, or were altered.",
-                             {}};
+                             "(encrypt_envelope(...)).* makes such values, since it is called for "
+                             "each column: call it in FROM."};
             return Unit{};
         }))
         raise(report);

@@ -2,6 +2,8 @@
 // names, so the order matters), then every difference between its versions (15 to 18).
 #pragma once
 
+#include <cmath>
+
 #include "http/engine.hpp"
 #include "keyring/cache.hpp"
 #include "keyring/operation.hpp"
@@ -58,6 +60,7 @@ extern "C" {
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
@@ -66,6 +69,7 @@ extern "C" {
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"

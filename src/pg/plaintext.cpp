@@ -40,6 +40,21 @@ const Plain &plain(value::Type type) {
     return kPlain[static_cast<int>(type) - 1];
 }
 
+// As numeric_float8, whose error shows the number.
+Datum numeric_to_float8(FunctionCallInfo fcinfo) {
+    const Numeric given = PG_GETARG_NUMERIC(0);
+    const double converted = DatumGetFloat8(numeric_float8_no_overflow(fcinfo));
+    const bool overflows = std::isinf(converted) && !numeric_is_inf(given);
+    const bool underflows =
+        converted == 0 &&
+        !DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(given),
+                                          DirectFunctionCall1(int4_numeric, Int32GetDatum(0))));
+    if (overflows || underflows)
+        ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+                        errmsg("the value is out of range for type double precision")));
+    PG_RETURN_FLOAT8(converted);
+}
+
 struct Conversion {
     Oid from;
     value::Type to;
@@ -61,7 +76,7 @@ constexpr Conversion kConversions[] = {
     {INT2OID, value::Type::float8, i2tod},
     {INT4OID, value::Type::float8, i4tod},
     {INT8OID, value::Type::float8, i8tod},
-    {NUMERICOID, value::Type::float8, numeric_float8},
+    {NUMERICOID, value::Type::float8, numeric_to_float8},
     {FLOAT4OID, value::Type::float8, ftod},
 };
 

@@ -26,16 +26,19 @@ value::Token token_under(keyring::OpenKey &search_key, int key_version,
     token.version = token_version(key_version);
     ErrorReport report;
     if (!guarded(report, [&]() -> Status {
+            // as plaintexts are anyway: locked memory is for keys, and little
+            Bytes buffer;
             const auto canonical =
-                value::canonical(declaration.type, declaration.search, plaintext);
+                value::canonical(declaration.type, declaration.search, plaintext, buffer);
             if (!canonical) return Error{ErrorCode::internal, "malformed plaintext", {}, {}};
             const std::uint8_t label[] = {static_cast<std::uint8_t>(declaration.label >> 16),
                                           static_cast<std::uint8_t>(declaration.label >> 8),
                                           static_cast<std::uint8_t>(declaration.label)};
-            token.bytes = crypto::search_token(keyring::Cache::token_key(search_key), label,
-                                               static_cast<std::uint8_t>(declaration.type),
-                                               static_cast<std::uint8_t>(declaration.search),
-                                               canonical->expose());
+            token.bytes =
+                crypto::search_token(keyring::Cache::token_key(search_key), label,
+                                     static_cast<std::uint8_t>(declaration.type),
+                                     static_cast<std::uint8_t>(declaration.search), *canonical);
+            wipe(buffer);
             return Unit{};
         }))
         raise(report);
@@ -51,6 +54,13 @@ struct SearchSite {
     Oid source;
     Oid element;  // of an array of plaintexts
     Oid probe;
+    // What was searched last, and what came of it: without an index it is asked for each row.
+    bool has_last;
+    int16 source_length;
+    bool source_by_value;
+    int32 last_declaration;
+    Datum last_sought;
+    Datum last_probes;
 
     bool is_current() const { return epoch == pg::epoch && role == GetUserId() && keys.is_open(); }
 };
@@ -125,8 +135,43 @@ Oid argument_type(FmgrInfo *function, SearchSite &site) {
         get_func_signature(function->fn_oid, &types, &count);
         site.source = types[0];
         site.element = get_element_type(types[0]);
+        get_typlenbyval(site.source, &site.source_length, &site.source_by_value);
     }
     return site.source;
+}
+
+// Larger ones are looked up anew each time.
+constexpr Size kMaxRemembered = 65536;
+
+bool may_remember(const SearchSite &site, Datum sought) {
+    if (site.source_by_value || site.source_length > 0) return true;
+    const auto *value = reinterpret_cast<varlena *>(DatumGetPointer(sought));
+    return !VARATT_IS_EXTERNAL(value) && !VARATT_IS_COMPRESSED(value) &&
+           VARSIZE_ANY(value) <= kMaxRemembered;
+}
+
+// Null where something else was searched last, or the keys may be others by now.
+ArrayType *last_probes(const SearchSite &site, Datum sought, int32 declaration) {
+    if (!site.has_last || site.last_declaration != declaration || !site.is_current() ||
+        !site.tenant.is_same({}) || !may_remember(site, sought) ||
+        !datumIsEqual(site.last_sought, sought, site.source_by_value, site.source_length))
+        return nullptr;
+    return DatumGetArrayTypePCopy(site.last_probes);
+}
+
+void remember_probes(FunctionCallInfo fcinfo, SearchSite &site, Datum sought, int32 declaration,
+                     Datum probes) {
+    if (!may_remember(site, sought)) return;
+    const MemoryContext before = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+    if (std::exchange(site.has_last, false)) {
+        if (!site.source_by_value) pfree(DatumGetPointer(site.last_sought));
+        pfree(DatumGetPointer(site.last_probes));
+    }
+    site.last_sought = datumCopy(sought, site.source_by_value, site.source_length);
+    site.last_probes = PointerGetDatum(DatumGetArrayTypePCopy(probes));
+    site.last_declaration = declaration;
+    site.has_last = true;
+    MemoryContextSwitchTo(before);
 }
 
 struct IntegerRange {
@@ -201,9 +246,14 @@ void require_searchable(const value::Declaration &declaration, Oid type) {
         ereport(ERROR,
                 (errcode(ERRCODE_WRONG_OBJECT_TYPE),
                  errmsg("a column of type %s cannot be searched", declaration_name(declaration)),
-                 errhint("Declare it searchable: ALTER TABLE ... ALTER ... TYPE "
-                         "envcrypt.encrypted(%s, searchable, LABEL) USING envcrypt.decrypt(...).",
-                         value::type_name(declaration.type))));
+                 value::is_searchable(declaration.type, value::SearchMode::exact)
+                     ? errhint("Declare it searchable: ALTER TABLE ... ALTER ... TYPE "
+                               "envcrypt.encrypted(%s, searchable, LABEL) USING "
+                               "envcrypt.decrypt(...).",
+                               value::type_name(declaration.type))
+                     : errhint("The type %s has no search mode: encrypt what is searched for once "
+                               "more, in a column of its own.",
+                               value::type_name(declaration.type))));
     const value::Type given = natural_type(type);
     if (given == declaration.type || (is_number(given) && is_number(declaration.type))) return;
     ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -216,11 +266,21 @@ void require_searchable(const value::Declaration &declaration, Oid type) {
 [[noreturn]] void raise_no_column(const char *function) {
     ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
                     errmsg("%s() needs a column that is declared searchable", function),
-                    errdetail("Where PostgreSQL does not know the column's declaration (variables, "
-                              "aggregates, domains), neither does envcrypt."),
+                    errdetail("The column is envcrypt.encrypted without a declaration, or "
+                              "PostgreSQL does not know it here (variables, aggregates)."),
                     errhint("Cast it: matches(value::envcrypt.encrypted(text, searchable, LABEL), "
                             "...), or use envcrypt.search().")));
     pg_unreachable();
+}
+
+// Of a column whose type is a domain, what the domain declares.
+int32 declared_typmod(Node *column) {
+    int32 typmod = exprTypmod(column);
+    if (typmod == kNoTypmod && IsA(column, RelabelType))
+        getBaseTypeAndTypmod(
+            exprType(reinterpret_cast<Node *>(reinterpret_cast<RelabelType *>(column)->arg)),
+            &typmod);
+    return typmod;
 }
 
 char kSchema[] = "envcrypt";
@@ -282,9 +342,10 @@ value::SearchMode read_search(ByteView word, const value::Declaration &declarati
 }
 
 void refuse_btree(TokenSite &site, const value::Declaration &declaration) {
-    if (std::exchange(site.checked_btree, true)) return;
+    const int32 typmod = value::to_typmod(declaration);
+    if (std::exchange(site.checked_btree, typmod) == typmod) return;
     Oid types[] = {INT4OID};
-    Datum values[] = {Int32GetDatum(value::to_typmod(declaration))};
+    Datum values[] = {Int32GetDatum(typmod)};
     SPI_connect();
     const int done = SPI_execute_with_args(
         "SELECT pg_catalog.bool_and(i.indexrelid IS NOT NULL), "
@@ -367,7 +428,9 @@ ENVCRYPT_FUNCTION(envcrypt_search_column) {
     refuse_maintenance();
     auto &site = call_site<SearchSite>(fcinfo->flinfo);
     const Oid source = argument_type(fcinfo->flinfo, site);
-    const value::Declaration declaration = declaration_of(PG_GETARG_INT32(1));
+    const int32 typmod = PG_GETARG_INT32(1);
+    if (ArrayType *last = last_probes(site, PG_GETARG_DATUM(0), typmod)) PG_RETURN_POINTER(last);
+    const value::Declaration declaration = declaration_of(typmod);
     const bool many = OidIsValid(site.element);
     require_searchable(declaration, many ? site.element : source);
     Datum one[] = {PG_GETARG_DATUM(0)};
@@ -396,7 +459,9 @@ ENVCRYPT_FUNCTION(envcrypt_search_column) {
         }
         add_probes(probes, site, fcinfo->flinfo->fn_oid, {}, declaration, plaintext);
     }
-    return probe_array(fcinfo, site, probes);
+    const Datum array = probe_array(fcinfo, site, probes);
+    remember_probes(fcinfo, site, PG_GETARG_DATUM(0), typmod, array);
+    return array;
 }
 
 // The planner's question about matches(column, value) and matches_any(column, values).
@@ -406,24 +471,38 @@ ENVCRYPT_FUNCTION(envcrypt_matches_support) {
     const FuncExpr *call = reinterpret_cast<SupportRequestSimplify *>(asked)->fcall;
     auto *column = static_cast<Node *>(linitial(call->args));
     auto *sought = static_cast<Node *>(lsecond(call->args));
-    const int32 typmod = exprTypmod(column);
+    const int32 typmod = declared_typmod(column);
     if (typmod == kNoTypmod) raise_no_column(get_func_name(call->funcid));
     const Oid element = get_element_type(exprType(sought));
     require_searchable(declaration_of(typmod), OidIsValid(element) ? element : exprType(sought));
     PG_RETURN_POINTER(index_condition(column, sought, typmod));
 }
 
-// The selectivity of column = probe. The planner takes an array that it does not know for ten
-// elements, and asks for one of them with a dummy in its place; search() yields one for each search
-// key, which is one most of the time. Else a generic plan would seem ten times as costly as it is,
-// and every execution be planned anew.
-ENVCRYPT_FUNCTION(envcrypt_probe_eqsel) {
-    constexpr double unknown_elements = 10;
-    const double selectivity = DatumGetFloat8(eqsel(fcinfo));
+// The selectivity of column = probe, column <> probe, and of the former in a join. The planner
+// takes an array that it does not know for ten elements, and asks for one of them with a dummy in
+// its place; search() yields one for each search key, which is one most of the time. Else a generic
+// plan would seem ten times as costly as it is, and every execution be planned anew.
+static constexpr double kUnknownElements = 10;
+
+static bool is_for_unknown(FunctionCallInfo fcinfo) {
     const auto *arguments = reinterpret_cast<List *>(PG_GETARG_POINTER(2));
-    const bool is_dummy = list_length(arguments) == 2 && (IsA(linitial(arguments), CaseTestExpr) ||
-                                                          IsA(lsecond(arguments), CaseTestExpr));
-    PG_RETURN_FLOAT8(is_dummy ? selectivity / unknown_elements : selectivity);
+    return list_length(arguments) == 2 &&
+           (IsA(linitial(arguments), CaseTestExpr) || IsA(lsecond(arguments), CaseTestExpr));
+}
+
+ENVCRYPT_FUNCTION(envcrypt_probe_eqsel) {
+    const double selectivity = DatumGetFloat8(eqsel(fcinfo));
+    PG_RETURN_FLOAT8(is_for_unknown(fcinfo) ? selectivity / kUnknownElements : selectivity);
+}
+// of which ten are multiplied
+ENVCRYPT_FUNCTION(envcrypt_probe_neqsel) {
+    const double selectivity = DatumGetFloat8(neqsel(fcinfo));
+    PG_RETURN_FLOAT8(is_for_unknown(fcinfo) ? std::pow(selectivity, 1 / kUnknownElements)
+                                            : selectivity);
+}
+ENVCRYPT_FUNCTION(envcrypt_probe_eqjoinsel) {
+    const double selectivity = DatumGetFloat8(eqjoinsel(fcinfo));
+    PG_RETURN_FLOAT8(is_for_unknown(fcinfo) ? selectivity / kUnknownElements : selectivity);
 }
 
 // Reached only where nothing planned the call.

@@ -12,7 +12,7 @@ struct TokenSite {
     Site site;
     TenantSite tenant;
     int version;
-    bool checked_btree;
+    int32 checked_btree;  // the declaration that was
 };
 
 // The token of a plaintext under the tenant's newest search key. Raises without the right search.

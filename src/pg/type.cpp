@@ -9,8 +9,12 @@ namespace {
 // COPY's context would put what was fed in into the log, hence errhidecontext() on these errors.
 // How to write what type input refuses: most often a literal without a cast.
 constexpr const char *kWriteHint =
-    "Plaintext is encrypted on assignment from its own type: write 'value'::text, $1::text for a "
-    "parameter, or envcrypt.encrypt(...). COPY takes encrypted values only.";
+    "Plaintext is encrypted on assignment from its own type: write 'value'::text, $1::date for a "
+    "parameter, or envcrypt.encrypt(...); to search, envcrypt.matches(column, value). COPY takes "
+    "encrypted values only.";
+// Of what begins like one.
+constexpr const char *kDamaged =
+    "It begins like an encrypted value, but is damaged or of a later version: %s.";
 
 // A word as SQL reads it in a declaration: a type or label that is a name stands bare.
 std::string quote_word(std::string_view word) {
@@ -63,7 +67,8 @@ bool require_fit(const value::Header &header, const value::Declaration &declarat
         ENVCRYPT_SAVE_ERROR(soft, (errcode(ERRCODE_DATA_EXCEPTION),
                                    errmsg("a value of type %s does not fit a column of type %s",
                                           value::type_name(header.type), column),
-                                   errhint("Cast the plaintext to %s before it is encrypted.",
+                                   errhint("Assign the plaintext, decrypted where it came from and "
+                                           "cast to %s.",
                                            value::type_name(declaration.type))));
         return false;
     }
@@ -74,8 +79,9 @@ bool require_fit(const value::Header &header, const value::Declaration &declarat
                        ? errmsg("a value without a label does not fit a column of type %s", column)
                        : errmsg("a value with the label %s does not fit a column of type %s",
                                 label_name(header.label), column),
-                   errhint("Assign the plaintext, decrypted where it came from; the column's "
-                           "declaration then encrypts it.")));
+                   errhint("Assign the plaintext, decrypted where it came from (in ALTER TABLE: "
+                           "USING envcrypt.decrypt(column)); the column's declaration then "
+                           "encrypts it.")));
         return false;
     }
     ENVCRYPT_SAVE_ERROR(
@@ -143,8 +149,7 @@ ENVCRYPT_FUNCTION(envcrypt_in) {
         ENVCRYPT_INPUT_ERROR(fcinfo,
                              (errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
                               errmsg("invalid input for type encrypted"),
-                              errdetail("The check that failed: %s.", value::fault_name(fault)),
-                              errhint("%s", kWriteHint), errhidecontext(true)));
+                              errdetail(kDamaged, value::fault_name(fault)), errhidecontext(true)));
     if (typmod != kNoTypmod && !require_fit(parsed.header, declaration_of(typmod), fcinfo->context))
         PG_RETURN_NULL();
     SET_VARSIZE(result, VARHDRSZ + *decoded);
@@ -168,14 +173,15 @@ ENVCRYPT_FUNCTION(envcrypt_recv) {
     value::Parsed parsed;
     const value::Fault fault = value::parse(
         {reinterpret_cast<const std::uint8_t *>(bytes), static_cast<std::size_t>(length)}, parsed);
-    if (fault != value::Fault::none)
+    if (fault == value::Fault::unknown_format)
         ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
-                        fault == value::Fault::unknown_format
-                            ? errmsg("invalid binary input for type encrypted: not an encrypted "
-                                     "value")
-                            : errmsg("invalid binary input for type encrypted"),
+                        errmsg("invalid binary input for type encrypted: not an encrypted value"),
                         errdetail("The check that failed: %s.", value::fault_name(fault)),
                         errhint("%s", kWriteHint), errhidecontext(true)));
+    if (fault != value::Fault::none)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+                        errmsg("invalid binary input for type encrypted"),
+                        errdetail(kDamaged, value::fault_name(fault)), errhidecontext(true)));
     if (typmod != kNoTypmod) require_fit(parsed.header, declaration_of(typmod));
     auto *result = static_cast<bytea *>(palloc(VARHDRSZ + length));
     SET_VARSIZE(result, VARHDRSZ + length);

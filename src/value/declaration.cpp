@@ -69,8 +69,10 @@ Result<Declaration> read_declaration(std::span<const std::string_view> words) {
         std::string known;
         for (std::uint8_t i = 1; i <= kLastType; ++i)
             known += std::string(i == 1 ? "" : ", ") + type_name(static_cast<Type>(i));
-        return invalid("Its first word must be the type of the plaintext.",
-                       "The types are " + known + " (the last one in quotes: 'text[]').");
+        return invalid(words.empty() ? "It names no type of the plaintext."
+                                     : "\"" + std::string(words[0]) + "\" is no type it knows.",
+                       "The types are " + known +
+                           ", without length or precision (the last one in quotes: 'text[]').");
     }
     declaration.type = *type;
     words = words.subspan(1);
@@ -91,7 +93,11 @@ Result<Declaration> read_declaration(std::span<const std::string_view> words) {
     }
     if (!words.empty()) {
         const std::optional<Label> label = make_label(words[0]);
-        if (!label) return invalid("A label has one to five letters a to z.", kExample);
+        if (!label)
+            return invalid("\"" + std::string(words[0]) +
+                               "\" is neither a way to search nor a label, which has one to five "
+                               "letters a to z.",
+                           kExample);
         declaration.label = *label;
         words = words.subspan(1);
     }
@@ -121,22 +127,21 @@ std::optional<SearchMode> find_search_word(std::string_view word) {
     return std::nullopt;
 }
 
-std::optional<SecretBytes> canonical(Type type, SearchMode mode, ByteView plaintext) {
+std::optional<ByteView> canonical(Type type, SearchMode mode, ByteView plaintext, Bytes &buffer) {
     if (type == Type::text && mode == SearchMode::nocase) {
-        SecretBytes folded(plaintext);
-        for (std::uint8_t &byte : folded.expose())
+        buffer.assign(plaintext.begin(), plaintext.end());
+        for (std::uint8_t &byte : buffer)
             if (byte >= 'A' && byte <= 'Z') byte = static_cast<std::uint8_t>(byte - 'A' + 'a');
-        return folded;
+        return buffer;
     }
     if (type == Type::text && mode == SearchMode::digits) {
-        SecretBytes digits(plaintext.size());
-        std::size_t count = 0;
+        buffer.clear();
+        buffer.reserve(plaintext.size());
         for (const std::uint8_t byte : plaintext)
-            if (byte >= '0' && byte <= '9') digits.expose()[count++] = byte;
-        digits.shrink(count);
-        return digits;
+            if (byte >= '0' && byte <= '9') buffer.push_back(byte);
+        return buffer;
     }
-    if (type != Type::numeric) return SecretBytes(plaintext);
+    if (type != Type::numeric) return plaintext;
 
     // digit count, weight, sign, display scale, base-10000 digits: two bytes each
     constexpr std::size_t head = 8;
@@ -146,13 +151,12 @@ std::optional<SecretBytes> canonical(Type type, SearchMode mode, ByteView plaint
     while (digits > 0 && plaintext[head + 2 * digits - 2] == 0 &&
            plaintext[head + 2 * digits - 1] == 0)
         --digits;
-    SecretBytes bare(6 + 2 * digits);
-    const ByteSpan out = bare.expose();
-    out[0] = static_cast<std::uint8_t>(digits >> 8);
-    out[1] = static_cast<std::uint8_t>(digits);
-    std::copy_n(plaintext.begin() + 2, 4, out.begin() + 2);
-    std::copy_n(plaintext.begin() + head, 2 * digits, out.begin() + 6);
-    return bare;
+    buffer.resize(6 + 2 * digits);
+    buffer[0] = static_cast<std::uint8_t>(digits >> 8);
+    buffer[1] = static_cast<std::uint8_t>(digits);
+    std::copy_n(plaintext.begin() + 2, 4, buffer.begin() + 2);
+    std::copy_n(plaintext.begin() + head, 2 * digits, buffer.begin() + 6);
+    return buffer;
 }
 
 }  // namespace envcrypt::value

@@ -39,7 +39,8 @@ std::optional<SearchMode> find_search_word(std::string_view word);
 
 // What a token is made of: the plaintext, but text is folded (A-Z to a-z) for nocase, stripped to
 // the digits 0-9 for digits, and a numeric has neither display scale nor trailing zeros, so that
-// values that SQL calls equal give the same bytes. Nothing where a numeric is malformed.
-std::optional<SecretBytes> canonical(Type type, SearchMode mode, ByteView plaintext);
+// values that SQL calls equal give the same bytes. Lies in `plaintext` or in `buffer`, which is
+// ordinary memory and the caller's to wipe. Nothing where a numeric is malformed.
+std::optional<ByteView> canonical(Type type, SearchMode mode, ByteView plaintext, Bytes &buffer);
 
 }  // namespace envcrypt::value

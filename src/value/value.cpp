@@ -264,4 +264,22 @@ std::optional<std::size_t> from_text(std::string_view text, ByteSpan out) {
     return crypto::decode_base64(text.substr(kTextPrefix.size()), out);
 }
 
+bool contains_text(std::string_view text) {
+    // enough for every header and tag
+    constexpr std::size_t enough = 84;
+    constexpr std::string_view alphabet =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=";
+    for (std::size_t at = text.find(kTextPrefix); at != std::string_view::npos;
+         at = text.find(kTextPrefix, at + 1)) {
+        std::string_view encoded = text.substr(at + kTextPrefix.size(), enough);
+        encoded = encoded.substr(0, encoded.find_first_not_of(alphabet));
+        encoded = encoded.substr(0, encoded.size() / 4 * 4);
+        std::array<std::uint8_t, enough> bytes;
+        const auto size = crypto::decode_base64(encoded, bytes);
+        Parsed parsed;
+        if (size && parse({bytes.data(), *size}, parsed) == Fault::none) return true;
+    }
+    return false;
+}
+
 }  // namespace envcrypt::value

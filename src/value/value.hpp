@@ -133,5 +133,7 @@ void to_text(ByteView value, std::span<char> out);
 std::size_t text_capacity(std::size_t length);
 // Decodes without looking at what it is; nothing where it is not "ec1:" and canonical base64.
 std::optional<std::size_t> from_text(std::string_view text, ByteSpan out);
+// Whether the text form of a value stands anywhere in the text, whatever stands around it.
+bool contains_text(std::string_view text);
 
 }  // namespace envcrypt::value

@@ -66,6 +66,9 @@ void fuzz_text(ByteView input) {
     Bytes back(value::text_capacity(form.size()));
     require(value::from_text(form, back) == input.size());
     require(std::equal(input.begin(), input.end(), back.begin()));
+    value::contains_text(text);
+    value::Parsed parsed;
+    if (value::parse(input, parsed) == value::Fault::none) require(value::contains_text(form));
 }
 
 // A declaration as a number and as words, and the canonical bytes of a plaintext.
@@ -88,9 +91,12 @@ void fuzz_declaration(ByteView input) {
         require(value::from_typmod(value::to_typmod(*declaration)) == *declaration);
     for (const value::SearchMode mode :
          {value::SearchMode::exact, value::SearchMode::nocase, value::SearchMode::digits})
-        for (const value::Type type : {value::Type::text, value::Type::numeric, value::Type::bytea})
-            if (const auto canonical = value::canonical(type, mode, input))
+        for (const value::Type type :
+             {value::Type::text, value::Type::numeric, value::Type::bytea}) {
+            Bytes buffer;
+            if (const auto canonical = value::canonical(type, mode, input, buffer))
                 require(canonical->size() <= input.size());
+        }
 }
 
 }  // namespace

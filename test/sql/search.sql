@@ -94,6 +94,15 @@ DECLARE plan jsonb;
 BEGIN EXECUTE 'EXPLAIN (FORMAT JSON) ' || query INTO plan; RETURN plan->0->'Plan'->'Plan Rows'; END $$;
 SELECT rows_of('SELECT * FROM plain WHERE ssn = ''42''') AS plaintext, rows_of('SELECT * FROM p WHERE envcrypt.matches(ssn, ''42'')') AS encrypted;
 SELECT rows_of('SELECT * FROM plain WHERE ssn = ANY (''{41,42,43}'')') AS plaintext, rows_of('SELECT * FROM p WHERE envcrypt.matches_any(ssn, ''{41,42,43}''::text[])') AS encrypted;
+-- of a generic plan and its negation, and of a join, within a factor of three
+CREATE FUNCTION ratio_of(a text, b text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN RETURN rows_of(a)::numeric / rows_of(b)::numeric BETWEEN 0.3 AND 3; END $$;
+SET plan_cache_mode = force_generic_plan;
+PREPARE plain_not(text) AS SELECT FROM plain WHERE ssn <> $1; PREPARE encrypted_not(text) AS SELECT FROM p WHERE NOT envcrypt.matches(ssn, $1);
+PREPARE plain_yes(text) AS SELECT FROM plain WHERE ssn = $1; PREPARE encrypted_yes(text) AS SELECT FROM p WHERE envcrypt.matches(ssn, $1);
+SELECT ratio_of('EXECUTE plain_not(''42'')', 'EXECUTE encrypted_not(''42'')') AS "not", ratio_of('EXECUTE plain_yes(''42'')', 'EXECUTE encrypted_yes(''42'')') AS "yes",
+    ratio_of('SELECT FROM plain a JOIN plain b ON a.ssn = b.ssn', 'SELECT FROM plain a JOIN p b ON envcrypt.matches(b.ssn, a.ssn)') AS "join";
+RESET plan_cache_mode; DEALLOCATE ALL; DROP FUNCTION ratio_of;
 
 -- UNIQUE, GROUP BY, DISTINCT, joins, foreign keys
 SELECT count(*) FROM (SELECT ssn FROM p GROUP BY ssn) g; SELECT count(DISTINCT mail) FROM p;
@@ -166,6 +175,40 @@ SELECT error_of('ALTER TABLE unlike_itself ALTER d TYPE envcrypt.encrypted(text)
 -- a probe is no plaintext, as text neither
 SELECT error_of('SELECT envcrypt.encrypt((envcrypt.search(''x''::text, ''ssn'', ''searchable''))[1]::text)'),
     envcrypt.decrypt(envcrypt.encrypt('ep1:'::text)), envcrypt.decrypt(envcrypt.encrypt('ep1:bm8gcHJvYmU='::text));
+
+-- a column of a domain's type
+CREATE DOMAIN number AS envcrypt.encrypted(text, searchable, ssn); CREATE DOMAIN numbers AS number;
+CREATE TABLE domains (a number, b numbers); INSERT INTO domains SELECT n::text, n::text FROM generate_series(1, 1000) n; CREATE INDEX ON domains (a); CREATE INDEX ON domains (b); ANALYZE domains;
+SELECT count(*) FROM domains WHERE envcrypt.matches(a, '7') AND envcrypt.matches(b, '7');
+SELECT bool_or(line ~ 'domains_a_idx') AS by_index FROM plan_of($$SELECT FROM domains WHERE envcrypt.matches(a, '7')$$) line;
+SELECT bool_or(line ~ 'domains_b_idx') AS by_index FROM plan_of($$SELECT FROM domains WHERE envcrypt.matches_any(b, '{7,8}'::text[])$$) line;
+DROP TABLE domains; DROP DOMAIN numbers, number;
+
+-- a nested loop under row-level security: search() is not leakproof, so the values are gathered first
+CREATE TABLE guarded (id int, ssn envcrypt.encrypted(text, searchable, ssn)); INSERT INTO guarded SELECT n, n::text FROM generate_series(1, 5000) n;
+CREATE INDEX guarded_ssn ON guarded (ssn); ANALYZE guarded; ALTER TABLE guarded ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON guarded USING (id > 0);
+CREATE TABLE sought (v text); INSERT INTO sought VALUES ('7'), ('8'), (NULL); ANALYZE sought; GRANT SELECT ON guarded, sought TO regress_clerk;
+SELECT envcrypt.grant_access('regress_clerk', '{search}'); GRANT EXECUTE ON FUNCTION plan_of TO regress_clerk;
+SET ROLE regress_clerk;
+SELECT count(*) FROM public.guarded WHERE envcrypt.matches_any(ssn, (SELECT array_agg(v) FROM public.sought));
+SELECT bool_or(line ~ 'guarded_ssn') AS by_index FROM public.plan_of($$SELECT FROM public.guarded WHERE envcrypt.matches_any(ssn, (SELECT array_agg(v) FROM public.sought))$$) line;
+RESET ROLE; SELECT envcrypt.revoke_access('regress_clerk', '{search}'); REVOKE EXECUTE ON FUNCTION plan_of FROM regress_clerk;
+DROP TABLE guarded, sought;
+
+-- what is asked for each row is searched once, until something else is asked or the keys change
+CREATE TABLE plain_scan (v envcrypt.encrypted(text, searchable, ssn), t text); INSERT INTO plain_scan SELECT n::text, (n % 3)::text FROM generate_series(1, 30) n;
+SELECT count(*) FROM plain_scan WHERE envcrypt.matches(v, t);
+SELECT count(*) FROM plain_scan a JOIN plain_scan b ON envcrypt.matches(a.v, b.t);
+SELECT count(*) FROM plain_scan a, plain_scan b WHERE envcrypt.matches_any(a.v, ARRAY[b.t, '30']);
+SELECT count(*) FROM plain_scan WHERE envcrypt.matches(v, '7') AND (envcrypt.forget_keys() >= 0 OR envcrypt.matches(v, '8'));
+DROP TABLE plain_scan;
+
+-- long values take no locked memory
+SET envcrypt.require_mlock = on;
+SELECT length(envcrypt.encrypt(repeat('x', 20000000), label => 'lv', search => 'searchable')::text) > 20000000 AS exact,
+    length(envcrypt.encrypt(repeat('X', 20000000), label => 'lv', search => 'searchable_nocase')::text) > 20000000 AS nocase;
+SELECT envcrypt.forget_keys() > 0 AS forgot, envcrypt.decrypt(envcrypt.encrypt('after'::text));
+RESET envcrypt.require_mlock;
 
 -- too long for a btree
 CREATE TABLE wide (v envcrypt.encrypted(text, searchable, wide));

@@ -67,12 +67,17 @@ INSERT INTO every (a) VALUES ('varchar'::varchar), ('char '::char(8));
 CREATE TEMP TABLE lists (a envcrypt.encrypted('text[]')); INSERT INTO lists VALUES ('{x,NULL,"y z"}'::varchar[]); SELECT a::text[] FROM lists;
 INSERT INTO every (d, e, f, h) VALUES (1::int8, 2::numeric, 3::int2, 4::int8), (1::int4, 2::int2, 3::numeric, 4::int2), (1.4, 2::int8, 3::int4, 4::int4);
 INSERT INTO every (g) VALUES (1.5), (2), (3::int8), (4::int2), (0.1::float4), (1e300::numeric);
+INSERT INTO every (g) VALUES (0::numeric), ('infinity'::numeric), ('-infinity'::numeric), ('NaN'::numeric), (1e-320::numeric);
 INSERT INTO every (n) VALUES (cidr '10.0.0.0/8');
 SELECT envcrypt.decrypt(a) a, envcrypt.decrypt(d) d, envcrypt.decrypt(e) e, envcrypt.decrypt(f) f, envcrypt.decrypt(h) h, envcrypt.decrypt(g) g, envcrypt.decrypt(n) n FROM every;
 SELECT error_of('INSERT INTO every (' || col || ') VALUES (' || value || ')') FROM (VALUES
     ('d', '32768'), ('e', '2147483648'), ('e', '2147483648::numeric'), ('e', '1.5::float8'), ('h', '1.5::float8'), ('a', '1'), ('a', 'date ''2024-01-01'''),
     ('i', '''2024-01-01''::text'), ('i', 'timestamp ''2024-01-01'''), ('k', 'timestamp ''2024-01-01'''), ('c', '1'), ('o', '''{}''::json'), ('o', '''{}''::text'),
-    ('m', '''x''::text'), ('b', '''x''::text'), ('p', '''{1}''::int[]'), ('n', 'macaddr ''08:00:2b:01:02:03'''), ('f', '1e400::numeric'), ('e', '''NaN''::numeric')) t (col, value);
+    ('m', '''x''::text'), ('b', '''x''::text'), ('p', '''{1}''::int[]'), ('n', 'macaddr ''08:00:2b:01:02:03'''), ('f', '1e400::numeric'), ('g', '1234567890123::numeric * 10::numeric ^ 400'), ('g', '-7::numeric * 10::numeric ^ 400'), ('g', '7e-400::numeric'), ('e', '''NaN''::numeric')) t (col, value);
+-- plaintext that holds a value, as text of any kind: the column was worked on without being decrypted
+CREATE TEMP TABLE held (a envcrypt.encrypted(text), o envcrypt.encrypted(jsonb), p envcrypt.encrypted('text[]')); INSERT INTO held VALUES ('x'::text, '{}'::jsonb, '{}'::text[]);
+SELECT error_of(statement) FROM unnest(ARRAY['UPDATE held SET a = a || '', more''', 'UPDATE held SET a = concat(''x'', a)', 'UPDATE held SET a = trim(a::text)',
+    'UPDATE held SET o = to_jsonb(held)', 'UPDATE held SET p = ARRAY[''x'', a::text]', 'UPDATE held SET a = ''no ec1:value''::text']) statement;
 -- without a declaration the type is that of what was written
 CREATE TABLE anything (v envcrypt.encrypted);
 INSERT INTO anything VALUES (1), ('x'::text), (date '2024-01-01'), (1.50), (true), ('{}'::jsonb);

@@ -89,6 +89,14 @@ fails_with($one, $all, {%unset}, 'left by another client: reading');
 fails_with($one, 'DELETE FROM patient', {%unset}, 'left by another client: a deletion');
 fails_with($one, 'SET envcrypt.tenant_scope = session', { state => '42501' }, 'the application cannot switch the check off');
 
+# the view with plaintext types takes the tenant from the row, whose default asks as the policy does
+$dba->value($dba->value("SELECT envcrypt.view_ddl('patient', 'tenant')"));
+$dba->value('GRANT SELECT, INSERT, UPDATE, DELETE ON patient_plain TO app');
+fails_with($one, $_, {%unset}, "by the view: $_") for "INSERT INTO patient_plain (ssn) VALUES ('x')", 'SELECT ssn FROM patient_plain', "UPDATE patient_plain SET ssn = 'x'",
+	'DELETE FROM patient_plain';
+works($one, of('acme', "INSERT INTO patient_plain (ssn) VALUES ('by view') RETURNING tenant, envcrypt.matches(ssn_encrypted, 'by view'); DELETE FROM patient_plain WHERE ssn = 'by view' RETURNING tenant"),
+	"acme|t\nacme", 'by the view: of its own tenant');
+
 # --- prepared in SQL by one client, executed by another
 $two->value(of('other', "PREPARE find(text) AS SELECT count(*), min(tenant) FROM patient WHERE envcrypt.matches(ssn, \$1);
 	PREPARE put(text) AS INSERT INTO patient (ssn) VALUES (\$1) RETURNING tenant, (envcrypt.inspect(ssn)).tenant"));

@@ -62,8 +62,9 @@ TEST(Declaration, TheNamesOfSql) {
 }
 
 std::string canonical_hex(Type type, SearchMode mode, std::string_view plaintext) {
-    const auto bytes = canonical(type, mode, as_bytes(plaintext));
-    return bytes ? hex(bytes->expose()) : "none";
+    Bytes buffer;
+    const auto bytes = canonical(type, mode, as_bytes(plaintext), buffer);
+    return bytes ? hex(*bytes) : "none";
 }
 
 TEST(Canonical, Text) {

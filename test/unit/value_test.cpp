@@ -418,5 +418,41 @@ TEST(Value, TextFormIsStrict) {
     EXPECT_EQ(from_text("ec1:Zm9v", small), std::nullopt);
 }
 
+TEST(Value, ATextThatHoldsATextForm) {
+    Header headers[5];
+    headers[1].label = *make_label("ssn");
+    for (int i = 2; i < 5; ++i) {
+        headers[i].label = *make_label("ssn");
+        headers[i].has_token = true;
+        headers[i].token.mode = SearchMode::exact;
+        headers[i].token.version = 1;
+        headers[i].type = i == 3 ? Type::int4 : Type::text;
+    }
+    headers[4].bound = true;
+    const SecretBytes key(crypto::kKeySize);
+    crypto::Aead aead(key.expose().first<crypto::kKeySize>());
+    const std::array<std::uint8_t, kSaltSize> salt{};
+    const std::array<std::uint8_t, kNonceSize> nonce{};
+    for (const Header &header : headers)
+        for (const std::size_t size : {0, 1, 2, 3, 4, 5, 6, 100}) {
+            if (header.type == Type::int4 && size != 4) continue;
+            const Bytes plaintext(size, 'x');
+            Bytes sealed(sealed_size(header, size));
+            ASSERT_TRUE(seal(aead, header, salt, nonce, header.bound ? as_bytes("row") : ByteView(),
+                             plaintext, sealed));
+            const std::string form = text_of(sealed);
+            for (const char *before : {"", "x", "ec1:", "ec1:AAAA ", "{\"a\": \""})
+                for (const char *after : {"", ", more", " ", "\"}", "\n"}) {
+                    EXPECT_TRUE(contains_text(before + form + after)) << form << after;
+                    EXPECT_FALSE(contains_text(before + form.substr(0, 40) + after));
+                }
+            EXPECT_FALSE(contains_text("x" + form.substr(4)));
+            EXPECT_TRUE(contains_text("ec1:" + form + form));
+        }
+    for (const char *text : {"", "e", "ec1:", "ec1:ec1:", "an ec1: value", "ec1:AAAA",
+                             "ec1:====================================================="})
+        EXPECT_FALSE(contains_text(text)) << text;
+}
+
 }  // namespace
 }  // namespace envcrypt::value

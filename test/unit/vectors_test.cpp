@@ -125,9 +125,11 @@ TEST(Vectors, Good) {
                 crypto::token_key(key(search, "search_key")).expose(),
                 label_field(text(entry, "label")), static_cast<std::uint8_t>(built.type),
                 static_cast<std::uint8_t>(built.token.mode), bytes(search, "canonical"));
-            const auto canonical = value::canonical(built.type, built.token.mode, plaintext);
+            Bytes buffer;
+            const auto canonical =
+                value::canonical(built.type, built.token.mode, plaintext, buffer);
             ASSERT_TRUE(canonical);
-            EXPECT_EQ(hex(canonical->expose()), text(search, "canonical"));
+            EXPECT_EQ(hex(*canonical), text(search, "canonical"));
         }
 
         const SecretBytes subkey = crypto::value_subkey(key(entry, "dek"), parsed.salt);

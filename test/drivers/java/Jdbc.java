@@ -150,7 +150,7 @@ final class Jdbc {
             return run("UPDATE typed SET ssn = ? WHERE id = 107", s -> s.setObject(1, value));
         });
         if (typed)
-            Check.fails("but not as a string", "22000", "is an encrypted value already", () -> {
+            Check.fails("but not as a string", "22000", "holds an encrypted value", () -> {
                 Object value = run("SELECT ssn FROM typed WHERE id = 107");
                 return run("UPDATE typed SET ssn = ?::text WHERE id = 107", s -> s.setString(1, value.toString()));
             });
