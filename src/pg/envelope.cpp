@@ -119,8 +119,7 @@ ENVCRYPT_FUNCTION(envcrypt_decrypt_envelope) {
                                       {contents(plaintext), size});
             state.operation.reset();
             if (!ok)
-                return Error{ErrorCode::mismatch,
-                             "could not decrypt an envelope",
+                return Error{ErrorCode::mismatch, "could not decrypt an envelope",
                              "The tag does not fit: key, nonce and ciphertext do not belong "
                              "together, or were altered.",
                              "(encrypt_envelope(...)).* makes such values, since it is called for "

@@ -44,6 +44,19 @@ SELECT tenant, envcrypt.decrypt(v, tenant => tenant) FROM tenants ORDER BY 1;
 UPDATE tenants SET v = (SELECT v FROM tenants WHERE tenant = 'other');
 SELECT error_of('SELECT envcrypt.decrypt(v, tenant => tenant) FROM tenants'); DROP TABLE tenants;
 
+-- from plaintext, by the tenant of the row, back, and back from what ALTER … TYPE text leaves
+CREATE TABLE migrated (tenant text, ssn text, born date); INSERT INTO migrated VALUES ('acme', 'one', '1970-01-01'), ('other', NULL, NULL), ('other', 'two', '1980-02-02');
+CREATE INDEX ON migrated (ssn);
+ALTER TABLE migrated ALTER born TYPE envcrypt.encrypted(date);
+ALTER TABLE migrated ALTER ssn TYPE envcrypt.encrypted(text, searchable, ssn) USING envcrypt.encrypt(ssn, tenant => tenant, label => 'ssn', search => 'searchable');
+SELECT tenant, envcrypt.decrypt(ssn, tenant => tenant), born::date, (envcrypt.inspect(born)).tenant AS born_of FROM migrated ORDER BY 1, 2;
+ALTER TABLE migrated ALTER ssn TYPE text;
+SELECT count(*) FROM migrated WHERE ssn LIKE 'ec1:%';
+SELECT error_of('ALTER TABLE migrated ALTER ssn TYPE envcrypt.encrypted(text, searchable, ssn)');
+ALTER TABLE migrated ALTER ssn TYPE envcrypt.encrypted(text, searchable, ssn) USING envcrypt.encrypted_in(textout(ssn), 0, -1);
+SELECT tenant, envcrypt.decrypt(ssn) FROM migrated ORDER BY 1, 2;
+ALTER TABLE migrated ALTER ssn TYPE text USING envcrypt.decrypt(ssn), ALTER born TYPE date USING born::date; SELECT * FROM migrated ORDER BY 1, 2; DROP TABLE migrated;
+
 -- a label that is wrong, missing or one too many
 SELECT error_of('SELECT envcrypt.decrypt(ssn, label => ''name'') FROM t'), error_of('SELECT envcrypt.decrypt(free, label => ''ssn'') FROM t'),
     error_of('SELECT envcrypt.decrypt(ssn, label => ''SSN'') FROM t'), error_of('SELECT envcrypt.decrypt(ssn, label => NULL) FROM t');
