@@ -54,10 +54,22 @@ CREATE TABLE envcrypt.wrapped_key (
 COMMENT ON TABLE envcrypt.wrapped_key IS
     'Each key wrapped, once for each place: the KMS server or the group key that wraps it, and the master key and version that the KMS named.';
 
-REVOKE ALL ON envcrypt.tenant, envcrypt.data_key, envcrypt.wrapped_key FROM PUBLIC;
+CREATE TABLE envcrypt.journal (
+    at           timestamptz NOT NULL,
+    role         text COLLATE "C" NOT NULL,
+    session_role text COLLATE "C" NOT NULL,
+    act          text COLLATE "C" NOT NULL,
+    tenant       text COLLATE "C" NOT NULL,
+    details      jsonb NOT NULL
+);
+COMMENT ON TABLE envcrypt.journal IS
+    'What was done to keys, and committed: when, by whom (and as whom they had logged in), what, to which tenant; with key ids, servers, master keys and the ids that the KMSs gave the requests. Written by the functions that do it, in the same transaction; nobody but a superuser may change it.';
+
+REVOKE ALL ON envcrypt.tenant, envcrypt.data_key, envcrypt.wrapped_key, envcrypt.journal FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.data_key', '');
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.wrapped_key', '');
+SELECT pg_catalog.pg_extension_config_dump('envcrypt.journal', '');
 
 -- Changes by DML, restore and logical apply reach every backend's cache: row triggers, since apply fires no others.
 CREATE FUNCTION envcrypt.keys_changed() RETURNS trigger
@@ -360,6 +372,46 @@ CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text D
     AS 'MODULE_PATHNAME', 'envcrypt_create_tenant' LANGUAGE C;
 COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text, text) IS
     'Makes a tenant with its first data key and, unless it uses that of search_tenant, its search key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
+
+---------------------------------------------------------------- the life of a key
+CREATE FUNCTION envcrypt.rotate_key(tenant text) RETURNS integer
+    AS 'MODULE_PATHNAME', 'envcrypt_rotate_key' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.rotate_key(text) IS
+    'Makes a new version of the tenant''s data key, which encrypts from this transaction''s commit on; older versions decrypt only, and no value is touched. Returns the version. Needs the right manage. Asks the KMS. Errors: 42704 no such tenant, 55000 disabled or destroyed, and those of the KMS.';
+CREATE PROCEDURE envcrypt.rotate_keys(older_than interval)
+    AS 'MODULE_PATHNAME', 'envcrypt_rotate_keys' LANGUAGE C;
+COMMENT ON PROCEDURE envcrypt.rotate_keys(interval) IS
+    'Rotates the key of each active tenant whose newest data key is older, each in a transaction of its own: what was done stays done where one fails, and another CALL goes on. Needs the right manage. Errors: 2D000 within a transaction block.';
+CREATE FUNCTION envcrypt.disable_tenant(name text) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_disable_tenant' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.disable_tenant(text) IS
+    'From this transaction''s commit on nothing of the tenant is encrypted, decrypted or searched, by anybody: 55000. Other sessions follow at their next statement, a running scan within 100 ms. Needs the right manage, and no KMS. Errors: 42704 no such tenant, 55000 destroyed.';
+CREATE FUNCTION envcrypt.enable_tenant(name text) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_enable_tenant' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.enable_tenant(text) IS 'Takes disable_tenant() back. Errors: 42704 no such tenant, 55000 destroyed.';
+REVOKE ALL ON ROUTINE envcrypt.rotate_key(text), envcrypt.rotate_keys(interval), envcrypt.disable_tenant(text), envcrypt.enable_tenant(text) FROM PUBLIC;
+
+CREATE VIEW envcrypt.tenants AS
+    SELECT t.name, t.state, t.server, nullif(t.master_key, '') AS master_key, nullif(t.search_tenant, '') AS search_tenant, t.created_at,
+        k.version AS key_version, k.created_at AS key_created_at
+    FROM envcrypt.tenant t
+    LEFT JOIN LATERAL (SELECT d.version, d.created_at FROM envcrypt.data_key d
+        WHERE d.tenant OPERATOR(pg_catalog.=) t.name AND d.purpose OPERATOR(pg_catalog.=) 'data' AND d.state OPERATOR(pg_catalog.=) 'active'
+        ORDER BY d.version DESC LIMIT 1) k ON true;
+COMMENT ON VIEW envcrypt.tenants IS 'Each tenant: its state, where its new keys are wrapped, whose search key it uses, and the version and age of the key that encrypts.';
+CREATE VIEW envcrypt.keys AS
+    SELECT pg_catalog.lpad(pg_catalog.to_hex(d.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, d.state, d.created_at,
+        ARRAY(SELECT w.server FROM envcrypt.wrapped_key w WHERE w.key_id OPERATOR(pg_catalog.=) d.key_id ORDER BY 1) AS servers
+    FROM envcrypt.data_key d;
+COMMENT ON VIEW envcrypt.keys IS 'Each version of each key: its id as values and KMS logs have it, what for, its state, since when, and the servers that wrap it.';
+CREATE VIEW envcrypt.wrappings AS
+    SELECT pg_catalog.lpad(pg_catalog.to_hex(w.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, w.server, w.master_key, w.master_key_version, w.created_at,
+        w.master_key_version OPERATOR(pg_catalog.<>) pg_catalog.first_value(w.master_key_version) OVER
+            (PARTITION BY w.server, w.master_key ORDER BY w.created_at DESC) AS outdated
+    FROM envcrypt.wrapped_key w LEFT JOIN envcrypt.data_key d ON d.key_id OPERATOR(pg_catalog.=) w.key_id;
+COMMENT ON VIEW envcrypt.wrappings IS
+    'Each wrapped copy of each key: the server, the master key and its version; outdated where a later wrapping by that master key bears another version.';
+REVOKE ALL ON envcrypt.tenants, envcrypt.keys, envcrypt.wrappings FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.current_tenant() RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_current_tenant' LANGUAGE C STABLE PARALLEL SAFE;

@@ -234,6 +234,7 @@ public:
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return aws_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
         Answer answer;
+        answer.request_id = clean_request_id(response.header("x-amzn-requestid"));
         if (ask.verb == Verb::describe) {
             const auto arn = json->text({"KeyMetadata", "Arn"});
             if (!arn || arn->empty())

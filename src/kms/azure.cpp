@@ -193,11 +193,18 @@ public:
         if (response.status != 200)
             return azure_error(server, doing(ask.verb), response, needs(ask),
                                unwraps && ask.so_far == nullptr);
+        const std::string request_id = clean_request_id(response.header("x-ms-request-id"));
         const std::optional<Json> json = Json::parse(std::move(response.body));
         if (!json) return azure_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
-        if (ask.so_far == nullptr)
-            return unwraps ? read_unwrapped(server, ask, *json) : read_wrapped(server, ask, *json);
-        return unwraps ? check_attestation(server, ask, *json) : read_signature(server, ask, *json);
+        Result<Answer> answer =
+            ask.so_far == nullptr
+                ? (unwraps ? read_unwrapped(server, ask, *json) : read_wrapped(server, ask, *json))
+                : (unwraps ? check_attestation(server, ask, *json)
+                           : read_signature(server, ask, *json));
+        // of the wrapping or unwrapping itself, where there are two requests
+        if (answer)
+            answer->request_id = ask.so_far == nullptr ? request_id : ask.so_far->request_id;
+        return answer;
     }
 
     bool refuses_credential(const http::Response &response) const override {

@@ -292,4 +292,11 @@ Error missing_option(const Server &server, OptionPlace place, std::string_view n
                            : "ALTER USER MAPPING FOR ... SERVER ... OPTIONS (ADD ...).")};
 }
 
+std::string clean_request_id(std::string_view said) {
+    constexpr std::string_view legal =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:/=";
+    if (said.size() > 128 || said.find_first_not_of(legal) != std::string_view::npos) return {};
+    return std::string(said);
+}
+
 }  // namespace envcrypt::kms

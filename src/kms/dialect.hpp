@@ -108,9 +108,10 @@ struct Answer {
     Bytes wrapped;           // made, wrapped or rewrapped
     std::string master_key;  // as the KMS names it
     std::string master_key_version;
-    Bytes attestation;  // where the wrapping does not bind by itself
-    bool more = false;  // another request is needed: ask again with this as `so_far`
-    int step = 0;       // how many requests are behind it, where `more`
+    Bytes attestation;            // where the wrapping does not bind by itself
+    std::string request_id = {};  // by which the KMS's log knows the request, where it says
+    bool more = false;            // another request is needed: ask again with this as `so_far`
+    int step = 0;                 // how many requests are behind it, where `more`
 };
 
 class Dialect {
@@ -182,6 +183,9 @@ Status check_options(const Dialect &dialect, OptionPlace place, const Options &o
 // Has the server use this master key instead of its own option, as the option would be checked. A
 // KMS without such an option finds the master key by itself: nothing changes.
 Status name_master_key(Server &server, std::string_view master_key);
+
+// The KMS's id of a request, or "" where it is none that could be shown.
+std::string clean_request_id(std::string_view said);
 
 // Says of an error on the way to the KMS what was being done there.
 Error while_doing(const Server &server, std::string_view doing, Error error);

@@ -149,6 +149,7 @@ public:
         if (!json) return vault_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
 
         Answer answer;
+        answer.request_id = clean_request_id(json->text({"request_id"}).value_or(""));
         answer.master_key = server.option("master_key");
         if (ask.verb == Verb::unwrap) {
             answer.wrapped.assign(ask.wrapped.begin(), ask.wrapped.end());

@@ -29,6 +29,10 @@ constexpr RightFunction kFunctions[] = {
     {"manage", "envcrypt_check_server"},
     {"manage", "envcrypt_create_tenant"},
     {"manage", "envcrypt_cached_keys"},
+    {"manage", "envcrypt_rotate_key"},
+    {"manage", "envcrypt_rotate_keys"},
+    {"manage", "envcrypt_disable_tenant"},
+    {"manage", "envcrypt_enable_tenant"},
     {kAnyRight, "envcrypt_inspect"},
     {kAnyRight, "envcrypt_count_values"},
     {kAnyRight, "envcrypt_load_keys"},
@@ -74,7 +78,7 @@ void change_functions(const char *right, const char *change, const char *directi
     if (done != SPI_OK_SELECT || SPI_processed != 1) elog(ERROR, "envcrypt: no such right");
     const char *functions = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
     if (functions == nullptr) elog(ERROR, "envcrypt: no functions of a right");
-    execute(psprintf("%s EXECUTE ON FUNCTION %s %s %s", change, functions, direction, role_name));
+    execute(psprintf("%s EXECUTE ON ROUTINE %s %s %s", change, functions, direction, role_name));
 }
 
 // Whether the role itself (not through membership) holds a privilege on any function that needs a
@@ -120,8 +124,10 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
         const char *right = TextDatumGetCString(rights[i]);
         change_functions(right, change, direction, role_name);
         if (strcmp(right, "manage") == 0)
-            execute(psprintf("%s SELECT ON envcrypt.cache, envcrypt.columns %s %s", change,
-                             direction, role_name));
+            execute(
+                psprintf("%s SELECT ON envcrypt.cache, envcrypt.columns, envcrypt.tenants, "
+                         "envcrypt.keys, envcrypt.wrappings, envcrypt.journal %s %s",
+                         change, direction, role_name));
     }
     if (grant || !holds_any_right(role)) {
         execute(psprintf("%s USAGE ON SCHEMA envcrypt %s %s", change, direction, role_name));

@@ -19,11 +19,12 @@
 
 namespace envcrypt::pg {
 
-// A key made in the transaction under way.
+// A key made in the transaction under way, or superseded in it by such a one.
 struct UncommittedKey {
     std::uint64_t key_id;
     int nest_level;        // of the subtransaction that would take it back
     bool first_of_tenant;  // made by create_tenant(): its tenant does not exist without it
+    bool superseded;       // still the newest that is committed
 };
 
 // One of the operations that run_operations() drives.

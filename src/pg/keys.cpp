@@ -46,6 +46,10 @@ enum {
 };
 }
 
+namespace journal_column {
+enum { at = 1, role, session_role, act, tenant, details, count = details };
+}
+
 constexpr int16 kSuite = 1;  // AES-256-GCM and the derivations of format 1
 
 constexpr const char *kTenantStates[] = {"active", "disabled", "destroyed"};
@@ -102,11 +106,12 @@ struct Table {
 };
 constexpr Table kTenant{"tenant", tenant_column::count, &KeyTables::tenant};
 constexpr Table kDataKey{"data_key", key_column::count, &KeyTables::data_key};
+constexpr Table kJournal{"journal", journal_column::count, nullptr};
 constexpr Table kWrappedKey{"wrapped_key", wrapped_column::count, &KeyTables::wrapped_key};
 
 Relation open_table(const Table &table, LOCKMODE mode) {
     const Oid oid = relation_oid(table.name);
-    watched_tables.*table.watched = oid;
+    if (table.watched != nullptr) watched_tables.*table.watched = oid;
     Relation relation = table_open(oid, mode);
     if (RelationGetNumberOfAttributes(relation) != table.columns)
         ereport(ERROR,
@@ -226,8 +231,7 @@ bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)
          [&](HeapTuple tuple, const Datum *values, const bool *) {
              KeyRow other;
              read_key(tuple, values, other);
-             if (other.state == KeyState::active && (!found || other.version > row.version) &&
-                 usable(other)) {
+             if ((!found || other.version > row.version) && usable(other)) {
                  row = other;
                  found = true;
              }
@@ -326,16 +330,17 @@ void insert_wrapped_key(const WrappedKeyRow &row) {
     insert_row(kWrappedKey, values);
 }
 
-void set_key_state(std::uint64_t key_id, KeyState state) {
-    ScanKeyData key;
-    key_equals(&key, key_column::key_id, key_id);
-    Relation relation = open_table(kDataKey, RowExclusiveLock);
-    scan(kDataKey, "data_key_pkey", &key, 1, [&](HeapTuple tuple, const Datum *, const bool *) {
-        Datum values[key_column::count] = {};
-        bool nulls[key_column::count] = {};
-        bool replaced[key_column::count] = {};
-        values[key_column::state - 1] = text_datum(kKeyStates[static_cast<int>(state)]);
-        replaced[key_column::state - 1] = true;
+namespace {
+
+// Sets one column of the one row that the key finds.
+void set_column(const Table &table, const char *index, ScanKeyData *key, int column, Datum value) {
+    Relation relation = open_table(table, RowExclusiveLock);
+    scan(table, index, key, 1, [&](HeapTuple tuple, const Datum *, const bool *) {
+        Datum values[16] = {};
+        bool nulls[16] = {};
+        bool replaced[16] = {};
+        values[column - 1] = value;
+        replaced[column - 1] = true;
         HeapTuple changed_tuple =
             heap_modify_tuple(tuple, RelationGetDescr(relation), values, nulls, replaced);
         CatalogTupleUpdate(relation, &tuple->t_self, changed_tuple);
@@ -344,6 +349,53 @@ void set_key_state(std::uint64_t key_id, KeyState state) {
     changed(relation);
     table_close(relation, NoLock);
     CommandCounterIncrement();
+}
+
+}  // namespace
+
+void set_key_state(std::uint64_t key_id, KeyState state) {
+    ScanKeyData key;
+    key_equals(&key, key_column::key_id, key_id);
+    set_column(kDataKey, "data_key_pkey", &key, key_column::state,
+               text_datum(kKeyStates[static_cast<int>(state)]));
+}
+
+void set_tenant_state(const char *name, TenantState state) {
+    ScanKeyData key;
+    key_equals(&key, tenant_column::name, name);
+    set_column(kTenant, "tenant_pkey", &key, tenant_column::state,
+               text_datum(kTenantStates[static_cast<int>(state)]));
+}
+
+void lock_tenant(const char *name) {
+    const auto hash =
+        hash_bytes(reinterpret_cast<const unsigned char *>(name), static_cast<int>(strlen(name)));
+    LockDatabaseObject(relation_oid(kTenant.name), hash, 0, ExclusiveLock);
+}
+
+List *find_tenants_older_than(TimestampTz made_before) {
+    List *names = NIL;
+    scan(kDataKey, nullptr, nullptr, 0, [&](HeapTuple tuple, const Datum *values, const bool *) {
+        KeyRow row;
+        read_key(tuple, values, row);
+        if (row.purpose == crypto::Purpose::data && row.state == KeyState::active &&
+            DatumGetTimestampTz(values[key_column::created_at - 1]) < made_before)
+            names = lappend(names, row.tenant);
+        return true;
+    });
+    return names;
+}
+
+void insert_journal(const char *act, const char *tenant, const char *details) {
+    Datum values[journal_column::count];
+    values[journal_column::at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+    values[journal_column::role - 1] = text_datum(GetUserNameFromId(GetUserId(), false));
+    values[journal_column::session_role - 1] =
+        text_datum(GetUserNameFromId(GetSessionUserId(), false));
+    values[journal_column::act - 1] = text_datum(act);
+    values[journal_column::tenant - 1] = text_datum(tenant);
+    values[journal_column::details - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(details));
+    insert_row(kJournal, values);
 }
 
 }  // namespace envcrypt::pg

@@ -1,7 +1,7 @@
-// The key tables (tenant, data_key, wrapped_key): the only file that reads and writes their rows.
-// Reads see what others committed meanwhile, whatever the transaction's isolation, and work for any
-// role, in parallel workers and on standbys. PostgreSQL frames; results lie in the current memory
-// context.
+// The key tables (tenant, data_key, wrapped_key) and the journal: the only file that reads and
+// writes their rows. Reads see what others committed meanwhile, whatever the transaction's
+// isolation, and work for any role, in parallel workers and on standbys. PostgreSQL frames; results
+// lie in the current memory context.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,7 @@ inline constexpr std::size_t kMaxTenantName = 128;
 
 bool find_tenant(const char *name, TenantRow &row);
 bool find_key(std::uint64_t key_id, KeyRow &row);
-// The newest active key of the tenant for that purpose that `usable` accepts.
+// The newest key of the tenant for that purpose that `usable` accepts.
 bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)(const KeyRow &row),
                      KeyRow &row);
 // The tenant's keys for that purpose which are active or may still decrypt; of KeyRow *.
@@ -61,5 +61,13 @@ void insert_tenant(const TenantRow &row);
 void insert_key(const KeyRow &row);
 void insert_wrapped_key(const WrappedKeyRow &row);
 void set_key_state(std::uint64_t key_id, KeyState state);
+void set_tenant_state(const char *name, TenantState state);
+
+// Until the end of the transaction, nobody else changes the tenant's keys.
+void lock_tenant(const char *name);
+// Whose newest data key was made before then; of char *.
+List *find_tenants_older_than(TimestampTz made_before);
+// What was done: `details` is a JSON object.
+void insert_journal(const char *act, const char *tenant, const char *details);
 
 }  // namespace envcrypt::pg

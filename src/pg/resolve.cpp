@@ -74,19 +74,31 @@ OpenKey *find_resolved(Map &map, const Ref &ref) {
 }
 
 // A key of this very transaction may be used where nothing but the whole transaction can take it
-// back, and its tenant with it.
+// back, and its tenant with it; and one that it superseded still may, since the newer one is not
+// committed.
 bool may_seal_with(const KeyRow &row) {
-    for (const UncommittedKey &made : backend().uncommitted)
-        if (made.key_id == row.key_id) return made.first_of_tenant && made.nest_level == 1;
+    bool superseded = false;
+    const UncommittedKey *made = nullptr;
+    for (const UncommittedKey &key : backend().uncommitted) {
+        if (key.key_id != row.key_id) continue;
+        if (key.superseded)
+            superseded = true;
+        else
+            made = &key;
+    }
+    if (row.state != KeyState::active && !(row.state == KeyState::decrypt_only && superseded))
+        return false;
+    if (made != nullptr) return made->first_of_tenant && made->nest_level == 1;
     // one that this transaction wrote by other means; or a parallel worker, which does not know how
     // its leader made it
-    return !row.own;
+    return !row.own || superseded;
 }
 
 bool is_uncommitted(const char *tenant, crypto::Purpose purpose) {
     KeyRow row;
     return find_newest_key(
-               tenant, purpose, [](const KeyRow &) { return true; }, row) &&
+               tenant, purpose, [](const KeyRow &key) { return key.state == KeyState::active; },
+               row) &&
            !may_seal_with(row);
 }
 
@@ -283,6 +295,13 @@ void raise_no_tenant() {
     pg_unreachable();
 }
 
+void raise_unknown_tenant(const char *tenant) {
+    ereport(ERROR,
+            (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("tenant \"%s\" does not exist", tenant),
+             errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+    pg_unreachable();
+}
+
 TenantRow require_tenant(const char *tenant, bool from_setting) {
     if (tenant[0] == '\0') raise_no_tenant();
     if (!is_tenant_name(tenant))
@@ -298,9 +317,7 @@ TenantRow require_tenant(const char *tenant, bool from_setting) {
                             errhint("SELECT set_config('envcrypt.tenant', 'NAME', true); or, once: "
                                     "SELECT envcrypt.create_tenant('%s', 'SERVER');",
                                     tenant)));
-        ereport(ERROR,
-                (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("tenant \"%s\" does not exist", tenant),
-                 errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+        raise_unknown_tenant(tenant);
     }
     require_active_tenant(tenant);
     return row;

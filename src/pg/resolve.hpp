@@ -44,6 +44,7 @@ WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place);
 // Raises unless it is there and active, or the name is none; in words that fit where it came from.
 TenantRow require_tenant(const char *tenant, bool from_setting);
 [[noreturn]] void raise_no_tenant();
+[[noreturn]] void raise_unknown_tenant(const char *tenant);
 // Raises unless it is there and active.
 void require_active_tenant(const char *name);
 // Says once, or raises under require_mlock, that keys lie in memory that could not be locked.

@@ -1,8 +1,8 @@
 // create_tenant() and check_server(): what is done with a KMS before anything depends on it; and
 // what there is to see and do about this session's cache.
-#include "crypto/random.hpp"
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
+#include "pg/making.hpp"
 #include "pg/resolve.hpp"
 #include "pg/servers.hpp"
 #include "pg/text.hpp"
@@ -13,102 +13,11 @@ namespace {
 
 constexpr const char *kCheckTenant = "check_server";
 
-std::uint64_t random_key_id() {
-    std::uint8_t bytes[8];
-    ErrorReport report;
-    if (!guarded(report, [&] { crypto::random_bytes(bytes); })) raise(report);
-    return load_be64(bytes);
-}
-
 char *text_argument(FunctionCallInfo fcinfo, int argument, const char *name) {
     if (PG_ARGISNULL(argument))
         ereport(ERROR,
                 (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name)));
     return text_to_cstring(PG_GETARG_TEXT_PP(argument));
-}
-
-void require_writable(const char *what) {
-    PreventCommandIfReadOnly(what);
-    PreventCommandIfParallelMode(what);
-}
-
-Place place_of(const char *server) {
-    Place place;
-    const PlaceFault fault = find_place(server, GetUserId(), place);
-    if (fault != PlaceFault::none) raise_place_fault(fault, server, GetUserId());
-    return place;
-}
-
-// Puts one more operation on the key into the batch.
-keyring::Operation &prepare_for_key(const Place &place, const char *master_key, const KeyRow &key) {
-    keyring::Operation &operation = prepare_in_batch(place, master_key);
-    ErrorReport report;
-    if (!guarded(report, [&] {
-            operation.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
-        }))
-        raise(report);
-    return operation;
-}
-
-// What a KMS said, which is UTF-8, in the server's encoding.
-char *kms_text(const std::string &said) {
-    return text_to_cstring(from_utf8(as_bytes(said)));
-}
-
-ByteView copy_bytes(const Bytes &bytes) {
-    auto *copy = static_cast<std::uint8_t *>(palloc(bytes.size() + 1));
-    memcpy(copy, bytes.data(), bytes.size());
-    return {copy, bytes.size()};
-}
-
-// Has the KMS make the keys, persists them as pending, reads them back, and activates them once the
-// KMS opened what was persisted and refused to open it for somebody else.
-void make_first_keys(const TenantRow &tenant, const Place &place, KeyRow *keys, int count) {
-    Backend &state = backend();
-    ErrorReport report;
-    begin_wanting();
-    for (int i = 0; i < count; ++i) {
-        keyring::Operation &operation = prepare_for_key(place, tenant.master_key, keys[i]);
-        if (!guarded(report, [&] { operation.work = keyring::make_key(operation); })) raise(report);
-    }
-    run_batch();
-    for (int i = 0; i < count; ++i) {
-        // what the operation holds stays alive until the next batch begins
-        const keyring::Operation &operation = *state.batch[static_cast<std::size_t>(i)];
-        const kms::Answer &made = operation.made;
-        if (!guarded(report, [&] {
-                keys[i].commitment = crypto::commitment(
-                    operation.key.expose().first<crypto::kKeySize>(), operation.context);
-                state.uncommitted.push_back(
-                    {keys[i].key_id, GetCurrentTransactionNestLevel(), true});
-            }))
-            raise(report);
-        insert_key(keys[i]);
-        insert_wrapped_key({keys[i].key_id, tenant.server, copy_bytes(made.wrapped),
-                            kms_text(made.master_key), kms_text(made.master_key_version),
-                            copy_bytes(made.attestation)});
-    }
-
-    begin_wanting();
-    for (int i = 0; i < count; ++i) {
-        KeyRow persisted;
-        if (!find_key(keys[i].key_id, persisted))
-            elog(ERROR, "envcrypt: the key just made is not there");
-        const auto *wrapped =
-            static_cast<WrappedKeyRow *>(linitial(find_wrapped_keys(persisted.key_id)));
-        keyring::Operation &operation = prepare_for_key(place, wrapped->master_key, persisted);
-        if (!guarded(report, [&] {
-                operation.wrapped.assign(wrapped->wrapped.begin(), wrapped->wrapped.end());
-                operation.attestation.assign(wrapped->attestation.begin(),
-                                             wrapped->attestation.end());
-                operation.commitment = persisted.commitment;
-                operation.work = keyring::verify_key(operation);
-            }))
-            raise(report);
-    }
-    run_batch();
-    begin_wanting();
-    for (int i = 0; i < count; ++i) set_key_state(keys[i].key_id, KeyState::active);
 }
 
 // The tenant whose search key is to be used has one of its own.
@@ -140,10 +49,7 @@ ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
         ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
                         errmsg("tenant \"%s\" exists already", tenant.name),
                         errdetail("A name is never used again, not even of a destroyed tenant.")));
-    Place place = place_of(tenant.server);
-    // nobody drops or renames it before the key that it wraps is committed
-    LockDatabaseObject(ForeignServerRelationId, place.server, 0, AccessShareLock);
-    place = place_of(tenant.server);
+    const Place place = lock_place(tenant.server);
     if (tenant.master_key[0] != '\0' && place.dialect == &kms::local_dialect())
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
                         errmsg("a local KMS has no master key of a tenant's own")));
@@ -158,7 +64,10 @@ ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
         keys[i].version = 1;
         keys[i].state = KeyState::pending;
     }
-    make_first_keys(tenant, place, keys, count);
+    Journal journal("create_tenant", tenant.name);
+    make_keys(tenant, place, keys, count, true, journal);
+    if (tenant.search_tenant[0] != '\0') journal.add("search_tenant", tenant.search_tenant);
+    journal.write();
     PG_RETURN_VOID();
 }
 

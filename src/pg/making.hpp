@@ -1,0 +1,34 @@
+// How keys come to be: made by the KMS or by the kernel, persisted, read back, unwrapped and
+// checked, and only then active. PostgreSQL frames.
+#pragma once
+
+#include <string>
+
+#include "pg/journal.hpp"
+#include "pg/keys.hpp"
+#include "pg/servers.hpp"
+
+namespace envcrypt::pg {
+
+std::uint64_t random_key_id();
+
+// What a KMS said, which is UTF-8, in the server's encoding.
+char *kms_text(const std::string &said);
+
+// The server as the current role may use it; raises where it may not.
+Place place_of(const char *server);
+
+// The same, and nobody drops or renames it before this transaction ends.
+Place lock_place(const char *server);
+
+// Raises on a standby, in a read-only transaction and in a parallel worker.
+void require_writable(const char *what);
+
+// Makes these keys of the tenant, all at once; `keys` name id, tenant, purpose, version. What the
+// first key of a tenant encrypts in this transaction is lost with the tenant only, so it may be
+// used before it is committed. Raises what the KMS says: the caller's transaction then takes all
+// back.
+void make_keys(const TenantRow &tenant, const Place &place, KeyRow *keys, int count,
+               bool first_of_tenant, Journal &journal);
+
+}  // namespace envcrypt::pg

@@ -1,0 +1,86 @@
+-- The life of a key: rotated, its tenant disabled and enabled; what is written down of it; who may.
+\set ECHO none
+\getenv dir ENVCRYPT_TEST_DIR
+\set setup :dir '/setup.sql'
+\set teardown :dir '/teardown.sql'
+\i :setup
+\set ECHO all
+CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY, v envcrypt.encrypted(text, searchable, v)); CREATE INDEX ON t (v);
+CREATE FUNCTION written() RETURNS text LANGUAGE sql AS $$ SELECT string_agg(envcrypt.decrypt(v) || ' ' || (envcrypt.inspect(v)).key_version, ', ' ORDER BY id) FROM t $$;
+INSERT INTO t (v) VALUES ('one'::text);
+
+-- a new version encrypts once it is committed; older ones go on decrypting
+SELECT envcrypt.rotate_key('acme');
+INSERT INTO t (v) VALUES ('two'::text); SELECT written();
+BEGIN; SELECT envcrypt.rotate_key('acme'); INSERT INTO t (v) VALUES ('amid'::text); SELECT written(); COMMIT;
+INSERT INTO t (v) VALUES ('three'::text); SELECT written();
+SELECT count(*) FROM t WHERE envcrypt.matches(v, 'one') OR envcrypt.matches(v, 'three');
+SELECT version, state FROM envcrypt.keys WHERE tenant = 'acme' AND purpose = 'data' ORDER BY version;
+
+-- taken back by a rollback, a savepoint, an exception
+BEGIN; SELECT envcrypt.rotate_key('acme'); INSERT INTO t (v) VALUES ('lost'::text); ROLLBACK;
+BEGIN; SAVEPOINT s; SELECT envcrypt.rotate_key('acme'); INSERT INTO t (v) VALUES ('lost'::text); ROLLBACK TO s; INSERT INTO t (v) VALUES ('three again'::text); COMMIT;
+DO $$ BEGIN PERFORM envcrypt.rotate_key('acme'); RAISE 'no'; EXCEPTION WHEN OTHERS THEN INSERT INTO t (v) VALUES ('three still'::text); END $$;
+SELECT written();
+-- within a subtransaction that is released; twice at once; of a tenant made in this transaction
+BEGIN; SAVEPOINT s; SELECT envcrypt.rotate_key('acme'), envcrypt.rotate_key('acme'); RELEASE s; INSERT INTO t (v) VALUES ('three yet'::text); COMMIT;
+INSERT INTO t (v) VALUES ('five'::text); SELECT written();
+BEGIN; SELECT envcrypt.create_tenant('new', 'kms'); SELECT envcrypt.rotate_key('new'); SELECT envcrypt.encrypt('first', 'new') AS v \gset
+SELECT (envcrypt.inspect(:'v')).key_version; COMMIT; SELECT envcrypt.decrypt(:'v'), (envcrypt.inspect(envcrypt.encrypt('x', 'new'))).key_version;
+BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT written() IS NOT NULL; SELECT envcrypt.rotate_key('acme'); COMMIT;
+BEGIN; SELECT envcrypt.rotate_key('acme'); SELECT error_of('PREPARE TRANSACTION ''p'''); ROLLBACK;
+
+-- what cannot be
+SELECT error_of('SELECT envcrypt.rotate_key(''nobody'')'), error_of('SELECT envcrypt.rotate_key('''')'), envcrypt.rotate_key(NULL) IS NULL AS nothing;
+BEGIN READ ONLY; SELECT error_of('SELECT envcrypt.rotate_key(''acme'')'), error_of('SELECT envcrypt.disable_tenant(''acme'')'); COMMIT;
+BEGIN; CALL envcrypt.rotate_keys('0'); ROLLBACK;
+SELECT error_of('CALL envcrypt.rotate_keys(''0'')');
+CALL envcrypt.rotate_keys(NULL);
+
+-- all that are old enough
+CALL envcrypt.rotate_keys('1 day');
+SELECT name, key_version FROM envcrypt.tenants ORDER BY 1;
+SELECT envcrypt.disable_tenant('new');
+CALL envcrypt.rotate_keys('0 s');
+SELECT name, state, key_version FROM envcrypt.tenants ORDER BY 1;
+SELECT envcrypt.enable_tenant('new');
+
+-- disabled: nothing is encrypted, decrypted or searched, warm or cold
+SELECT envcrypt.disable_tenant('acme');
+SELECT error_of('SELECT written()'), error_of('SELECT count(*) FROM t WHERE envcrypt.matches(v, ''one'')'), error_of('INSERT INTO t (v) VALUES (''x''::text)'),
+    error_of('SELECT envcrypt.rotate_key(''acme'')'), error_of('SELECT envcrypt.load_keys(''acme'')');
+SELECT envcrypt.forget_keys() >= 0; SELECT error_of('SELECT written()');
+SELECT envcrypt.disable_tenant('acme'), error_of('SELECT envcrypt.disable_tenant(''nobody'')');
+BEGIN; SELECT envcrypt.enable_tenant('acme'); SELECT written() IS NOT NULL AS "reads again"; ROLLBACK;
+SELECT error_of('SELECT written()');
+SELECT envcrypt.enable_tenant('acme'); SELECT written() IS NOT NULL AS "reads again";
+UPDATE envcrypt.tenant SET state = 'destroyed' WHERE name = 'new';
+SELECT error_of('SELECT envcrypt.enable_tenant(''new'')'), error_of('SELECT envcrypt.disable_tenant(''new'')'), error_of('SELECT envcrypt.rotate_key(''new'')');
+
+-- what is written down: committed acts only
+SELECT act, tenant, role = current_user AND session_role = session_user AS "by me", at > now() - interval '1 hour' AS "just now", details - 'keys' AS details,
+    jsonb_array_length(details->'keys') AS keys, details->'keys'->0->>'server' AS server, details->'keys'->0->>'key_id' ~ '^[0-9a-f]{16}$' AS id FROM envcrypt.journal ORDER BY tenant, at;
+SELECT count(*) FROM envcrypt.journal j, jsonb_array_elements(j.details->'keys') made JOIN envcrypt.keys k ON k.key_id = made->>'key_id' WHERE k.tenant = j.tenant;
+SELECT purpose, server, master_key_version ~ '^[0-9a-f]{16}$' AS version, outdated, count(*) FROM envcrypt.wrappings GROUP BY 1, 2, 3, 4 ORDER BY 1;
+SELECT count(*) FROM envcrypt.keys WHERE servers <> '{kms}';
+
+-- whose it is
+CREATE ROLE regress_officer; CREATE USER MAPPING FOR regress_officer SERVER kms; GRANT USAGE ON FOREIGN SERVER kms TO regress_officer;
+SELECT envcrypt.grant_access('regress_officer', '{encrypt,decrypt,search}');
+SET ROLE regress_officer;
+SELECT public.error_of(format('SELECT envcrypt.%s(''acme'')', f)) FROM unnest('{rotate_key,disable_tenant,enable_tenant}'::text[]) f;
+CALL envcrypt.rotate_keys('0 s');
+SELECT public.error_of(format('SELECT count(*) FROM envcrypt.%s', v)) FROM unnest('{tenants,keys,wrappings,journal}'::text[]) v;
+RESET ROLE;
+SELECT envcrypt.grant_access('regress_officer', '{manage}');
+SET ROLE regress_officer;
+SELECT envcrypt.rotate_key('acme') > 1 AS rotated, envcrypt.disable_tenant('other'), envcrypt.enable_tenant('other');
+CALL envcrypt.rotate_keys('1 day');
+SELECT role, act, tenant FROM envcrypt.journal ORDER BY at DESC LIMIT 3;
+SELECT public.error_of(statement) FROM unnest(ARRAY['DELETE FROM envcrypt.journal', 'UPDATE envcrypt.journal SET act = ''x''', 'INSERT INTO envcrypt.journal SELECT * FROM envcrypt.journal',
+    'TRUNCATE envcrypt.journal']) statement;
+RESET ROLE;
+DROP USER MAPPING FOR regress_officer SERVER kms; REVOKE USAGE ON FOREIGN SERVER kms FROM regress_officer; SELECT envcrypt.revoke_access('regress_officer', '{encrypt,decrypt,search,manage}'); DROP ROLE regress_officer;
+DROP FUNCTION written; DROP TABLE t;
+\set ECHO none
+\i :teardown
