@@ -58,4 +58,9 @@ ENVCRYPT_FUNCTION(envcrypt_count_values) {
     return (Datum)0;
 }
 
+// written_here(xid)
+ENVCRYPT_FUNCTION(envcrypt_written_here) {
+    PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
+}
+
 }  // namespace envcrypt::pg

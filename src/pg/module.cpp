@@ -94,14 +94,6 @@ bool check_stamp(int *, void **, GucSource source) {
     return source == PGC_S_DEFAULT || source == PGC_S_OVERRIDE || InitializingParallelWorker;
 }
 
-bool explains_materialized_view(Node *statement) {
-    if (!IsA(statement, ExplainStmt)) return false;
-    auto *query = reinterpret_cast<Query *>(reinterpret_cast<ExplainStmt *>(statement)->query);
-    return IsA(query, Query) && query->commandType == CMD_UTILITY &&
-           IsA(query->utilityStmt, CreateTableAsStmt) &&
-           reinterpret_cast<CreateTableAsStmt *>(query->utilityStmt)->objtype == OBJECT_MATVIEW;
-}
-
 // EXPLAIN ANALYZE CREATE MATERIALIZED VIEW would store what decrypt() yields. And DISCARD ALL gives
 // the session to somebody else: it must not hold this one's keys. There is no other way to notice
 // it.
@@ -109,6 +101,7 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
                 ProcessUtilityContext context, ParamListInfo parameters,
                 QueryEnvironment *environment, DestReceiver *receiver,
                 QueryCompletion *completion) {
+    if (context == PROCESS_UTILITY_TOPLEVEL) loaded_amid_statement = false;
     // the statement may be gone after it was run
     const bool discards_all =
         IsA(statement->utilityStmt, DiscardStmt) &&
@@ -147,18 +140,25 @@ void refuse_client_setting(const char *name) {
     for (int i = 0; i < GetNumConfigOptions() && setting == nullptr; ++i)
         if (pg_strcasecmp(all[i]->name, name) == 0) setting = all[i];
 #endif
-    if (setting != nullptr && setting->reset_source == PGC_S_CLIENT &&
-        setting->reset_scontext == PGC_BACKEND)
-        ereport(FATAL, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                        errmsg("permission denied to set parameter \"%s\"", name)));
+    if (setting == nullptr || setting->reset_source != PGC_S_CLIENT ||
+        setting->reset_scontext != PGC_BACKEND)
+        return;
+    // as PostgreSQL itself would, which knows GRANT SET ON PARAMETER
+    if (IsTransactionState() &&
+        pg_parameter_aclcheck(name, setting->reset_srole, ACL_SET) == ACLCHECK_OK)
+        return;
+    ereport(FATAL, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                    errmsg("permission denied to set parameter \"%s\"", name),
+                    errhint("Leave it out of the options of the connection.")));
 }
 
 // Parallel workers have none of the identities that a session brought.
 PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo parameters) {
     const Backend *state = backend_if_any();
     if (state != nullptr && !state->brought.empty()) options &= ~CURSOR_OPT_PARALLEL_OK;
+    check_parameters(query);
     return (next_planner_hook != nullptr ? next_planner_hook : standard_planner)(
-        check_parameters(query), text, options, parameters);
+        query, text, options, parameters);
 }
 
 }  // namespace

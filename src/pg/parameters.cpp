@@ -17,57 +17,126 @@ using Mutator = Node *(*)();
 #endif
 using AnyFunction = void (*)();
 
-bool is_declared(const Param *param) {
+struct Declared {
+    Oid type;    // encrypted
+    Oid array;   // encrypted[]
+    Oid coerce;  // encrypted -> encrypted(...)
+};
+
+bool may_be_declared(const Param *param) {
     return param->paramkind == PARAM_EXTERN && param->paramtypmod >= 0 &&
            param->paramtype >= FirstNormalObjectId;
 }
 
-// Whether a parameter below has a declared type that PostgreSQL itself does not have.
+// Whether a parameter below has a declared type: of ours, or, as long as these are not known
+// (null), of any that PostgreSQL itself does not have.
 bool has_declared(Node *node, void *context) {
     if (node == nullptr) return false;
-    if (IsA(node, Param)) return is_declared(reinterpret_cast<Param *>(node));
+    if (IsA(node, Param)) {
+        const auto *param = reinterpret_cast<Param *>(node);
+        const auto *types = static_cast<Declared *>(context);
+        return may_be_declared(param) && (types == nullptr || param->paramtype == types->type ||
+                                          param->paramtype == types->array);
+    }
     const auto walker = reinterpret_cast<Walker>(reinterpret_cast<AnyFunction>(has_declared));
     if (IsA(node, Query))
         return query_tree_walker(reinterpret_cast<Query *>(node), walker, context, 0);
     return expression_tree_walker(node, walker, context);
 }
 
-struct Coercion {
-    Oid type;
-    Oid function;
-};
+Expr *coerce_value(Expr *value, const Declared &types, int32 typmod) {
+    auto *declared =
+        makeConst(INT4OID, -1, InvalidOid, sizeof(int32), Int32GetDatum(typmod), false, true);
+    return reinterpret_cast<Expr *>(makeFuncExpr(
+        types.coerce, types.type, list_make3(value, declared, makeBoolConst(false, false)),
+        InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST));
+}
 
-Node *coerce(Node *node, void *context) {
-    if (node == nullptr) return nullptr;
-    const auto &coercion = *static_cast<Coercion *>(context);
-    if (IsA(node, Param)) {
-        auto *param = static_cast<Param *>(copyObjectImpl(node));
-        auto *plain = reinterpret_cast<Node *>(param);
-        if (!is_declared(param) || param->paramtype != coercion.type) return plain;
-        const int32 typmod = param->paramtypmod;
-        param->paramtypmod = kNoTypmod;
-        auto *declared =
-            makeConst(INT4OID, -1, InvalidOid, sizeof(int32), Int32GetDatum(typmod), false, true);
-        List *arguments = list_make3(param, declared, makeBoolConst(false, false));
-        return reinterpret_cast<Node *>(makeFuncExpr(coercion.function, coercion.type, arguments,
-                                                     InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST));
+Expr *coerce_array(Expr *array, const Declared &types, int32 typmod) {
+    auto *element = makeNode(CaseTestExpr);
+    element->typeId = types.type;
+    element->typeMod = kNoTypmod;
+    auto *each = makeNode(ArrayCoerceExpr);
+    each->arg = array;
+    each->elemexpr = coerce_value(reinterpret_cast<Expr *>(element), types, typmod);
+    each->resulttype = types.array;
+    each->resulttypmod = typmod;
+    each->coerceformat = COERCE_IMPLICIT_CAST;
+    each->location = -1;
+    return reinterpret_cast<Expr *>(each);
+}
+
+// What is written to a declared column passes its declaration, once.
+void check_written(List *targets, Oid relation, const Declared &types) {
+    ListCell *cell;
+    foreach (cell, targets) {
+        auto *target = static_cast<TargetEntry *>(lfirst(cell));
+        if (target->resjunk || target->resno <= 0) continue;
+        Oid column;
+        int32 typmod;
+        Oid collation;
+        get_atttypetypmodcoll(relation, target->resno, &column, &typmod, &collation);
+        const Oid base = getBaseTypeAndTypmod(column, &typmod);
+        if (typmod < 0 || (base != types.type && base != types.array)) continue;
+        const Oid given = exprType(reinterpret_cast<Node *>(target->expr));
+        if (given != types.type && given != types.array) continue;
+        target->expr = given == types.type ? coerce_value(target->expr, types, typmod)
+                                           : coerce_array(target->expr, types, typmod);
     }
-    const auto mutator = reinterpret_cast<Mutator>(reinterpret_cast<AnyFunction>(coerce));
-    if (IsA(node, Query))
-        return reinterpret_cast<Node *>(
-            query_tree_mutator(reinterpret_cast<Query *>(node), mutator, context, 0));
-    return expression_tree_mutator(node, mutator, context);
+}
+
+// Both in every query below, which may be changed in place.
+void check_writing(Query *query, const Declared &types);
+bool check_below(Node *node, void *context) {
+    if (node == nullptr) return false;
+    const auto walker = reinterpret_cast<Walker>(reinterpret_cast<AnyFunction>(check_below));
+    if (!IsA(node, Query)) return expression_tree_walker(node, walker, context);
+    check_writing(reinterpret_cast<Query *>(node), *static_cast<Declared *>(context));
+    return query_tree_walker(reinterpret_cast<Query *>(node), walker, context, 0);
+}
+
+void check_writing(Query *query, const Declared &types) {
+    if (query->resultRelation == 0) return;
+    const auto *entry = rt_fetch(query->resultRelation, query->rtable);
+    if (query->commandType == CMD_INSERT || query->commandType == CMD_UPDATE)
+        check_written(query->targetList, entry->relid, types);
+    if (query->onConflict != nullptr)
+        check_written(query->onConflict->onConflictSet, entry->relid, types);
+    if (query->commandType == CMD_MERGE) {
+        ListCell *cell;
+        foreach (cell, query->mergeActionList)
+            check_written(static_cast<MergeAction *>(lfirst(cell))->targetList, entry->relid,
+                          types);
+    }
+}
+
+// What a SELECT yields of parameters declares nothing: plpgsql then checks what it assigns.
+void forget_declarations(Query *query, Declared &types) {
+    ListCell *cell;
+    foreach (cell, query->targetList) {
+        auto *target = static_cast<TargetEntry *>(lfirst(cell));
+        auto *node = reinterpret_cast<Node *>(target->expr);
+        const Oid type = exprType(node);
+        if ((type != types.type && type != types.array) || exprTypmod(node) < 0 ||
+            !has_declared(node, &types))
+            continue;
+        target->expr = reinterpret_cast<Expr *>(
+            makeRelabelType(target->expr, type, kNoTypmod, InvalidOid, COERCE_IMPLICIT_CAST));
+    }
 }
 
 }  // namespace
 
-Query *check_parameters(Query *query) {
-    if (!has_declared(reinterpret_cast<Node *>(query), nullptr)) return query;
-    Coercion coercion{encrypted_type_if_any(), InvalidOid};
-    if (!OidIsValid(coercion.type) ||
-        find_typmod_coercion_function(coercion.type, &coercion.function) != COERCION_PATH_FUNC)
-        return query;
-    return reinterpret_cast<Query *>(coerce(reinterpret_cast<Node *>(query), &coercion));
+void check_parameters(Query *query) {
+    if (!has_declared(reinterpret_cast<Node *>(query), nullptr)) return;
+    Declared types{encrypted_type_if_any(), InvalidOid, InvalidOid};
+    if (!OidIsValid(types.type)) return;
+    types.array = get_array_type(types.type);
+    if (!has_declared(reinterpret_cast<Node *>(query), &types) ||
+        find_typmod_coercion_function(types.type, &types.coerce) != COERCION_PATH_FUNC)
+        return;
+    (void)check_below(reinterpret_cast<Node *>(query), &types);
+    if (query->commandType == CMD_SELECT) forget_declarations(query, types);
 }
 
 }  // namespace envcrypt::pg

@@ -7,7 +7,8 @@
 
 namespace envcrypt::pg {
 
-// The query, where each parameter of a declared type passes its declaration first.
-Query *check_parameters(Query *query);
+// Where a query has parameters of declared types: what it writes to declared columns passes their
+// declarations, and what it selects of such parameters declares nothing. Changes the query.
+void check_parameters(Query *query);
 
 }  // namespace envcrypt::pg

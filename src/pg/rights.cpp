@@ -19,16 +19,35 @@ bool loaded_amid_statement = false;
 namespace {
 
 TimestampTz loading_statement;
+bool is_materializing = false;
 CommandId loading_command;
 CommandId looked_at = FirstCommandId;
 
 }  // namespace
 
+bool explains_materialized_view(Node *statement) {
+    if (!IsA(statement, ExplainStmt)) return false;
+    auto *query = reinterpret_cast<Query *>(reinterpret_cast<ExplainStmt *>(statement)->query);
+    return IsA(query, Query) && query->commandType == CMD_UTILITY &&
+           IsA(query->utilityStmt, CreateTableAsStmt) &&
+           reinterpret_cast<CreateTableAsStmt *>(query->utilityStmt)->objtype == OBJECT_MATVIEW;
+}
+
 void note_loading() {
-    loaded_amid_statement = IsTransactionState();
+    // a worker's leader has had the hooks
+    loaded_amid_statement = IsTransactionState() && !IsParallelWorker();
     if (!loaded_amid_statement) return;
     loading_statement = GetCurrentStatementStartTimestamp();
     looked_at = loading_command = GetCurrentCommandId(false);
+    // the view may be there already, where it is a function that loads the library
+    is_materializing = false;
+    if (ActivePortal == nullptr) return;
+    ListCell *cell;
+    foreach (cell, ActivePortal->stmts) {
+        const auto *statement = static_cast<PlannedStmt *>(lfirst(cell));
+        if (statement->utilityStmt != nullptr && explains_materialized_view(statement->utilityStmt))
+            is_materializing = true;
+    }
 }
 
 void refuse_materializing() {
@@ -36,6 +55,7 @@ void refuse_materializing() {
         loaded_amid_statement = false;
         return;
     }
+    if (is_materializing) raise_maintenance();
     // nothing was made since it was looked last
     const CommandId command = GetCurrentCommandId(false);
     if (command == looked_at || !TransactionIdIsValid(GetCurrentTransactionIdIfAny())) return;

@@ -11,6 +11,8 @@ namespace envcrypt::pg {
 // MATERIALIZED VIEW is then known by the materialized view that it has made.
 extern bool loaded_amid_statement;
 void note_loading();
+// EXPLAIN ANALYZE CREATE MATERIALIZED VIEW
+bool explains_materialized_view(Node *statement);
 void refuse_materializing();
 [[noreturn]] void raise_no_right(Oid function);  // access.cpp
 

@@ -285,6 +285,21 @@ int32 declared_typmod(Node *column) {
 
 char kSchema[] = "envcrypt";
 
+// column::encrypted(declaration), checked whatever the expression says of itself.
+Node *coerced(Node *column, int32 typmod) {
+    const Oid type = exprType(column);
+    Oid function;
+    if (find_typmod_coercion_function(type, &function) != COERCION_PATH_FUNC)
+        elog(ERROR, "envcrypt: there is no coercion");
+    return reinterpret_cast<Node *>(makeFuncExpr(
+        function, type,
+        list_make3(
+            column,
+            makeConst(INT4OID, -1, InvalidOid, sizeof(int32), Int32GetDatum(typmod), false, true),
+            makeBoolConst(false, false)),
+        InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST));
+}
+
 // column OPERATOR(envcrypt.=) ANY (envcrypt.search(value, declaration))
 Node *index_condition(Node *column, Node *sought, int32 typmod) {
     char search_name[] = "search";
@@ -429,6 +444,7 @@ ENVCRYPT_FUNCTION(envcrypt_search_column) {
     auto &site = call_site<SearchSite>(fcinfo->flinfo);
     const Oid source = argument_type(fcinfo->flinfo, site);
     const int32 typmod = PG_GETARG_INT32(1);
+    follow_epoch();
     if (ArrayType *last = last_probes(site, PG_GETARG_DATUM(0), typmod)) PG_RETURN_POINTER(last);
     const value::Declaration declaration = declaration_of(typmod);
     const bool many = OidIsValid(site.element);
@@ -475,6 +491,9 @@ ENVCRYPT_FUNCTION(envcrypt_matches_support) {
     if (typmod == kNoTypmod) raise_no_column(get_func_name(call->funcid));
     const Oid element = get_element_type(exprType(sought));
     require_searchable(declaration_of(typmod), OidIsValid(element) ? element : exprType(sought));
+    // a parameter is declared as it was when the statement was planned: index_condition() compares
+    // tokens, and another label's would just not be found
+    if (IsA(column, Param)) column = coerced(column, typmod);
     PG_RETURN_POINTER(index_condition(column, sought, typmod));
 }
 

@@ -268,16 +268,21 @@ bool contains_text(std::string_view text) {
     // enough for every header and tag
     constexpr std::size_t enough = 84;
     constexpr std::string_view alphabet =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=";
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (std::size_t at = text.find(kTextPrefix); at != std::string_view::npos;
          at = text.find(kTextPrefix, at + 1)) {
         std::string_view encoded = text.substr(at + kTextPrefix.size(), enough);
         encoded = encoded.substr(0, encoded.find_first_not_of(alphabet));
-        encoded = encoded.substr(0, encoded.size() / 4 * 4);
-        std::array<std::uint8_t, enough> bytes;
-        const auto size = crypto::decode_base64(encoded, bytes);
-        Parsed parsed;
-        if (size && parse({bytes.data(), *size}, parsed) == Fault::none) return true;
+        std::string whole(encoded.substr(0, encoded.size() / 4 * 4));
+        // the last letters of a value with padding, or of the text after one without
+        std::string padded(encoded);
+        while (padded.size() % 4 != 0) padded += padded.size() % 4 == 1 ? 'A' : '=';
+        for (const std::string &candidate : {whole, padded}) {
+            std::array<std::uint8_t, enough + 3> bytes;
+            const auto size = crypto::decode_base64(candidate, bytes);
+            Parsed parsed;
+            if (size && parse({bytes.data(), *size}, parsed) == Fault::none) return true;
+        }
     }
     return false;
 }

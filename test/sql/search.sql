@@ -165,12 +165,11 @@ CREATE TABLE small (n envcrypt.encrypted(int2, searchable, n)); INSERT INTO smal
 SELECT n IS NULL AS null, envcrypt.matches(n, 70000) AS one, envcrypt.matches_any(n, '{70000}'::int[]) AS any, envcrypt.matches_any(n, '{70000,7}'::int[]) AS some FROM small ORDER BY 1;
 SELECT count(*) FROM small WHERE NOT envcrypt.matches(n, 70000); DROP TABLE small;
 
--- a unique index on what is not searchable would enforce nothing
+-- a unique index on what is not searchable enforces nothing
 CREATE TABLE unlike_itself (a envcrypt.encrypted(text, aa), b envcrypt.encrypted, c int, d envcrypt.encrypted(text, searchable, dd));
-SELECT error_of(ddl) FROM (VALUES ('CREATE UNIQUE INDEX ON unlike_itself (a)'), ('CREATE UNIQUE INDEX ON unlike_itself (c, b)'), ('ALTER TABLE unlike_itself ADD PRIMARY KEY (a)'),
-    ('CREATE TABLE x (k envcrypt.encrypted(text) UNIQUE)'), ('CREATE TABLE x (LIKE unlike_itself, UNIQUE (a))'), ('CREATE TEMP TABLE x (k envcrypt.encrypted(date) PRIMARY KEY)')) t (ddl);
-CREATE UNIQUE INDEX ON unlike_itself (d); CREATE INDEX ON unlike_itself (a); CREATE UNIQUE INDEX ON unlike_itself (c) INCLUDE (a);
-SELECT error_of('ALTER TABLE unlike_itself ALTER d TYPE envcrypt.encrypted(text)'); DROP TABLE unlike_itself;
+CREATE UNIQUE INDEX ON unlike_itself (c, b); ALTER TABLE unlike_itself ADD PRIMARY KEY (a); CREATE TEMP TABLE x (k envcrypt.encrypted(date) UNIQUE);
+CREATE UNIQUE INDEX ON unlike_itself (d); CREATE INDEX ON unlike_itself (a); CREATE UNIQUE INDEX ON unlike_itself (c) INCLUDE (b);
+DROP TABLE unlike_itself, x;
 
 -- a probe is no plaintext, as text neither
 SELECT error_of('SELECT envcrypt.encrypt((envcrypt.search(''x''::text, ''ssn'', ''searchable''))[1]::text)'),
