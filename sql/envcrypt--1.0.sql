@@ -389,7 +389,15 @@ COMMENT ON FUNCTION envcrypt.disable_tenant(text) IS
 CREATE FUNCTION envcrypt.enable_tenant(name text) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_enable_tenant' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.enable_tenant(text) IS 'Takes disable_tenant() back. Errors: 42704 no such tenant, 55000 destroyed.';
-REVOKE ALL ON ROUTINE envcrypt.rotate_key(text), envcrypt.rotate_keys(interval), envcrypt.disable_tenant(text), envcrypt.enable_tenant(text) FROM PUBLIC;
+CREATE FUNCTION envcrypt.destroy_tenant(name text, confirm text) RETURNS jsonb
+    AS 'MODULE_PATHNAME', 'envcrypt_destroy_tenant' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.destroy_tenant(text, text) IS
+    'Crypto-shredding: deletes every wrapped copy of the tenant''s keys in this database; its values never decrypt again, and its name is never used again. confirm repeats the name. Returns a receipt for apply_receipt(): tenant, key ids, commitments, what wrapped them, where in the WAL, when, who; also in the journal, and in the server''s log once committed. Backups, archived WAL and standbys that lag behind decrypt until they expire or the master key is destroyed. Needs the right manage, and no KMS. Errors: 22023 confirm, 42704 no such tenant, 55000 destroyed already, 2BP01 others use its search key.';
+CREATE FUNCTION envcrypt.apply_receipt(receipt jsonb) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'envcrypt_apply_receipt' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.apply_receipt(jsonb) IS
+    'Repeats a destruction in a database that was restored from before it. True where there was something to destroy; false where the tenant is destroyed or not there. Needs the right manage. Errors: 22023 no receipt, XX001 the keys of that tenant are others than the receipt''s.';
+REVOKE ALL ON ROUTINE envcrypt.destroy_tenant(text, text), envcrypt.apply_receipt(jsonb), envcrypt.rotate_key(text), envcrypt.rotate_keys(interval), envcrypt.disable_tenant(text), envcrypt.enable_tenant(text) FROM PUBLIC;
 
 CREATE VIEW envcrypt.tenants AS
     SELECT t.name, t.state, t.server, nullif(t.master_key, '') AS master_key, nullif(t.search_tenant, '') AS search_tenant, t.created_at,

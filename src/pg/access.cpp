@@ -31,6 +31,8 @@ constexpr RightFunction kFunctions[] = {
     {"manage", "envcrypt_cached_keys"},
     {"manage", "envcrypt_rotate_key"},
     {"manage", "envcrypt_rotate_keys"},
+    {"manage", "envcrypt_destroy_tenant"},
+    {"manage", "envcrypt_apply_receipt"},
     {"manage", "envcrypt_disable_tenant"},
     {"manage", "envcrypt_enable_tenant"},
     {kAnyRight, "envcrypt_inspect"},

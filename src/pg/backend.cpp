@@ -62,6 +62,8 @@ void roll_back(Backend &state, int from_level) {
         state.batch.clear();
         state.batch_filling.clear();
         state.operation.reset();
+        std::erase_if(state.commit_lines,
+                      [&](const CommitLine &line) { return line.nest_level >= from_level; });
         if (state.uncommitted.empty()) return;
         ++epoch;
         std::erase_if(state.uncommitted, [&](const UncommittedKey &made) {
@@ -98,7 +100,7 @@ void on_transaction(XactEvent event, void *) {
     if (state == nullptr) return;
     switch (event) {
         case XACT_EVENT_PRE_PREPARE:
-            if (state->uncommitted.empty()) break;
+            if (state->uncommitted.empty() && state->commit_lines.empty()) break;
             ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
                             errmsg("cannot PREPARE a transaction that has made keys"),
                             errhint("Commit the key change in a transaction of its own.")));
@@ -112,6 +114,9 @@ void on_transaction(XactEvent event, void *) {
         case XACT_EVENT_PREPARE:
         case XACT_EVENT_PARALLEL_COMMIT:
             end_brought(*state, true);
+            for (const CommitLine &line : state->commit_lines)
+                ereport(LOG, (errmsg("envcrypt: %s", line.line.c_str()), errhidestmt(true)));
+            state->commit_lines.clear();
             if (state->uncommitted.empty()) break;
             state->uncommitted.clear();
             ++epoch;
@@ -136,6 +141,8 @@ void on_subtransaction(SubXactEvent event, SubTransactionId, SubTransactionId, v
     } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
         for (BroughtIdentity &identity : state->brought)
             if (identity.nest_level == level) identity.nest_level = level - 1;
+        for (CommitLine &line : state->commit_lines)
+            if (line.nest_level == level) line.nest_level = level - 1;
         if (state->uncommitted.empty()) return;
         for (UncommittedKey &made : state->uncommitted)
             if (made.nest_level == level) made.nest_level = level - 1;

@@ -27,6 +27,12 @@ struct UncommittedKey {
     bool superseded;       // still the newest that is committed
 };
 
+// What the server's log is told once the transaction under way is committed.
+struct CommitLine {
+    std::string line;
+    int nest_level;
+};
+
 // One of the operations that run_operations() drives.
 struct Run {
     keyring::Operation *operation;
@@ -82,6 +88,7 @@ struct Backend {
     std::map<std::pair<keyring::IdentityId, std::string>, keyring::Operation *> batch_filling;
     std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
+    std::vector<CommitLine> commit_lines;
     std::vector<BroughtIdentity> brought;
 
     // What resolve.cpp found out in `resolved_epoch`: which open key a role may use.

@@ -256,6 +256,34 @@ List *find_keys(const char *tenant, crypto::Purpose purpose) {
     return rows;
 }
 
+List *find_all_keys(const char *tenant) {
+    List *rows = NIL;
+    ScanKeyData key;
+    key_equals(&key, key_column::tenant, tenant);
+    scan(kDataKey, "data_key_tenant_purpose_version_key", &key, 1,
+         [&](HeapTuple tuple, const Datum *values, const bool *) {
+             auto *row = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
+             read_key(tuple, values, *row);
+             rows = lappend(rows, row);
+             return true;
+         });
+    return rows;
+}
+
+char *find_search_user(const char *tenant) {
+    char *found = nullptr;
+    ScanKeyData key;
+    key_equals(&key, tenant_column::search_tenant, tenant);
+    scan(kTenant, nullptr, &key, 1, [&](HeapTuple, const Datum *values, const bool *) {
+        const char *state = TextDatumGetCString(values[tenant_column::state - 1]);
+        if (index_of(kTenantStates, state, "tenant") == static_cast<int>(TenantState::destroyed))
+            return true;
+        found = TextDatumGetCString(values[tenant_column::name - 1]);
+        return false;
+    });
+    return found;
+}
+
 List *find_wrapped_keys(std::uint64_t key_id) {
     List *rows = NIL;
     ScanKeyData key;
@@ -365,6 +393,20 @@ void set_tenant_state(const char *name, TenantState state) {
     key_equals(&key, tenant_column::name, name);
     set_column(kTenant, "tenant_pkey", &key, tenant_column::state,
                text_datum(kTenantStates[static_cast<int>(state)]));
+}
+
+void delete_wrapped_keys(std::uint64_t key_id) {
+    ScanKeyData key;
+    key_equals(&key, wrapped_column::key_id, key_id);
+    Relation relation = open_table(kWrappedKey, RowExclusiveLock);
+    scan(kWrappedKey, "wrapped_key_pkey", &key, 1,
+         [&](HeapTuple tuple, const Datum *, const bool *) {
+             CatalogTupleDelete(relation, &tuple->t_self);
+             return true;
+         });
+    changed(relation);
+    table_close(relation, NoLock);
+    CommandCounterIncrement();
 }
 
 void lock_tenant(const char *name) {

@@ -52,6 +52,10 @@ bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)
                      KeyRow &row);
 // The tenant's keys for that purpose which are active or may still decrypt; of KeyRow *.
 List *find_keys(const char *tenant, crypto::Purpose purpose);
+// All of the tenant's keys, whatever their purpose and state; of KeyRow *.
+List *find_all_keys(const char *tenant);
+// The name of another tenant that uses this one's search key; null where there is none.
+char *find_search_user(const char *tenant);
 // In the order of their making; of WrappedKeyRow *.
 List *find_wrapped_keys(std::uint64_t key_id);
 bool any_wrapped_key(const char *server);  // null: at all
@@ -62,6 +66,7 @@ void insert_key(const KeyRow &row);
 void insert_wrapped_key(const WrappedKeyRow &row);
 void set_key_state(std::uint64_t key_id, KeyState state);
 void set_tenant_state(const char *name, TenantState state);
+void delete_wrapped_keys(std::uint64_t key_id);  // all copies of it
 
 // Until the end of the transaction, nobody else changes the tenant's keys.
 void lock_tenant(const char *name);

@@ -57,8 +57,38 @@ SELECT envcrypt.enable_tenant('acme'); SELECT written() IS NOT NULL AS "reads ag
 UPDATE envcrypt.tenant SET state = 'destroyed' WHERE name = 'new';
 SELECT error_of('SELECT envcrypt.enable_tenant(''new'')'), error_of('SELECT envcrypt.disable_tenant(''new'')'), error_of('SELECT envcrypt.rotate_key(''new'')');
 
+-- destroyed: every wrapped copy is gone, nothing of the tenant is used again, not even its name
+CREATE TABLE doomed (v envcrypt.encrypted(text, searchable, v)); SELECT envcrypt.create_tenant('doomed', 'kms'), envcrypt.create_tenant('user', 'kms', search_tenant => 'doomed');
+SET envcrypt.tenant = 'doomed'; INSERT INTO doomed VALUES ('one'::text); SELECT envcrypt.rotate_key('doomed'); INSERT INTO doomed VALUES ('two'::text);
+CREATE TABLE backup AS SELECT * FROM envcrypt.tenant WHERE name = 'doomed'; CREATE TABLE backup_keys AS SELECT * FROM envcrypt.data_key WHERE tenant = 'doomed';
+CREATE TABLE backup_wrapped AS SELECT w.* FROM envcrypt.wrapped_key w JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'doomed';
+SELECT error_of('SELECT envcrypt.destroy_tenant(''doomed'', ''acme'')'), error_of('SELECT envcrypt.destroy_tenant(''doomed'', ''doomed'')'), error_of('SELECT envcrypt.destroy_tenant(''nobody'', ''nobody'')');
+SELECT envcrypt.destroy_tenant('user', 'user') IS NOT NULL AS destroyed;
+BEGIN; SELECT envcrypt.destroy_tenant('doomed', 'doomed') IS NOT NULL AS destroyed; SELECT regexp_replace(error_of('SELECT envcrypt.decrypt(v) FROM doomed'), 'key [0-9a-f]{16}', 'key ID'); ROLLBACK;
+SELECT count(envcrypt.decrypt(v)) FROM doomed;
+SELECT envcrypt.destroy_tenant('doomed', confirm => 'doomed') AS receipt \gset
+SELECT :'receipt'::jsonb - 'keys' - 'at' - 'wal' - 'role' - 'session_role' AS receipt, :'receipt'::jsonb->>'role' = current_user AS by, (:'receipt'::jsonb->>'at')::timestamptz > now() - interval '1 hour' AS at,
+    (:'receipt'::jsonb->>'wal')::pg_lsn <= pg_current_wal_insert_lsn() AS wal;
+SELECT k->>'purpose' AS purpose, k->>'version' AS version, k->'wrapped_by'->0->>'server' AS server, k->>'key_id' = b.key_id::text OR lpad(to_hex(b.key_id), 16, '0') = k->>'key_id' AS id, encode(b.commitment, 'hex') = k->>'commitment' AS commitment
+    FROM jsonb_array_elements(:'receipt'::jsonb->'keys') k JOIN backup_keys b ON b.purpose = k->>'purpose' AND b.version::text = k->>'version' ORDER BY 1, 2;
+SELECT count(*) FROM envcrypt.wrapped_key w JOIN envcrypt.data_key d USING (key_id) WHERE d.tenant IN ('doomed', 'user');
+SELECT name, state FROM envcrypt.tenants WHERE name IN ('doomed', 'user') ORDER BY 1; SELECT DISTINCT state FROM envcrypt.keys WHERE tenant = 'doomed';
+SELECT regexp_replace(error_of(statement), 'key [0-9a-f]{16}', 'key ID') FROM unnest(ARRAY['SELECT envcrypt.decrypt(v) FROM doomed', 'INSERT INTO doomed VALUES (''x''::text)', 'SELECT FROM doomed WHERE envcrypt.matches(v, ''one'')', 'SELECT envcrypt.load_keys(''doomed'')',
+    'SELECT envcrypt.rotate_key(''doomed'')', 'SELECT envcrypt.enable_tenant(''doomed'')', 'SELECT envcrypt.destroy_tenant(''doomed'', ''doomed'')', 'SELECT envcrypt.create_tenant(''doomed'', ''kms'')']) statement;
+SELECT details = :'receipt'::jsonb AS journaled FROM envcrypt.journal WHERE act = 'destroy_tenant' AND tenant = 'doomed';
+-- restored from before: decrypts, until the receipt is applied
+DELETE FROM envcrypt.tenant WHERE name = 'doomed'; DELETE FROM envcrypt.data_key WHERE tenant = 'doomed';
+SELECT envcrypt.apply_receipt(:'receipt') AS "not there";
+INSERT INTO envcrypt.tenant SELECT * FROM backup; INSERT INTO envcrypt.data_key SELECT * FROM backup_keys; INSERT INTO envcrypt.wrapped_key SELECT * FROM backup_wrapped;
+SELECT count(envcrypt.decrypt(v)) AS restored FROM doomed;
+SELECT error_of(format('SELECT envcrypt.apply_receipt(%L)', r)) FROM (VALUES ('{}'::jsonb), ('[]'), ('1'), ('{"act": "destroy_tenant"}'), ('{"act": "destroy_tenant", "tenant": 1}'), ('{"act": "rotate_key", "tenant": "doomed"}'),
+    ('{"act": "destroy_tenant", "tenant": "not a name"}'), (jsonb_set(:'receipt'::jsonb, '{keys,0}', '{}')), (jsonb_set(:'receipt'::jsonb, '{tenant}', '"acme"'))) v(r);
+SELECT envcrypt.apply_receipt(:'receipt') AS applied, envcrypt.apply_receipt(:'receipt') AS again;
+SELECT regexp_replace(error_of('SELECT envcrypt.decrypt(v) FROM doomed'), 'key [0-9a-f]{16}', 'key ID'); SELECT count(*) FROM envcrypt.wrapped_key JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'doomed';
+DROP TABLE doomed, backup, backup_keys, backup_wrapped; SET envcrypt.tenant = 'acme';
+
 -- what is written down: committed acts only
-SELECT act, tenant, role = current_user AND session_role = session_user AS "by me", at > now() - interval '1 hour' AS "just now", details - 'keys' AS details,
+SELECT act, tenant, role = current_user AND session_role = session_user AS "by me", at > now() - interval '1 hour' AS "just now", CASE WHEN act !~ 'destroy|receipt' THEN details - 'keys' END AS details,
     jsonb_array_length(details->'keys') AS keys, details->'keys'->0->>'server' AS server, details->'keys'->0->>'key_id' ~ '^[0-9a-f]{16}$' AS id FROM envcrypt.journal ORDER BY tenant, at;
 SELECT count(*) FROM envcrypt.journal j, jsonb_array_elements(j.details->'keys') made JOIN envcrypt.keys k ON k.key_id = made->>'key_id' WHERE k.tenant = j.tenant;
 SELECT purpose, server, master_key_version ~ '^[0-9a-f]{16}$' AS version, outdated, count(*) FROM envcrypt.wrappings GROUP BY 1, 2, 3, 4 ORDER BY 1;
@@ -69,6 +99,7 @@ CREATE ROLE regress_officer; CREATE USER MAPPING FOR regress_officer SERVER kms;
 SELECT envcrypt.grant_access('regress_officer', '{encrypt,decrypt,search}');
 SET ROLE regress_officer;
 SELECT public.error_of(format('SELECT envcrypt.%s(''acme'')', f)) FROM unnest('{rotate_key,disable_tenant,enable_tenant}'::text[]) f;
+SELECT public.error_of('SELECT envcrypt.destroy_tenant(''acme'', ''acme'')'), public.error_of('SELECT envcrypt.apply_receipt(''{}'')');
 CALL envcrypt.rotate_keys('0 s');
 SELECT public.error_of(format('SELECT count(*) FROM envcrypt.%s', v)) FROM unnest('{tenants,keys,wrappings,journal}'::text[]) v;
 RESET ROLE;
