@@ -190,7 +190,9 @@ CREATE TABLE sought (v text); INSERT INTO sought VALUES ('7'), ('8'), (NULL); AN
 SELECT envcrypt.grant_access('regress_clerk', '{search}'); GRANT EXECUTE ON FUNCTION plan_of TO regress_clerk;
 SET ROLE regress_clerk;
 SELECT count(*) FROM public.guarded WHERE envcrypt.matches_any(ssn, (SELECT array_agg(v) FROM public.sought));
-SELECT bool_or(line ~ 'guarded_ssn') AS by_index FROM public.plan_of($$SELECT FROM public.guarded WHERE envcrypt.matches_any(ssn, (SELECT array_agg(v) FROM public.sought))$$) line;
+SELECT bool_or(line ~ 'guarded_ssn') AS by_index FROM public.plan_of($$SELECT FROM public.guarded WHERE envcrypt.matches_any(ssn, '{7,8}'::text[])$$) line;
+SET plan_cache_mode = force_generic_plan; PREPARE sought(text[]) AS SELECT count(*) FROM public.guarded WHERE envcrypt.matches_any(ssn, $1); EXECUTE sought('{7,8,NULL}');
+SELECT bool_or(line ~ 'guarded_ssn') AS by_index FROM public.plan_of($$EXECUTE sought('{7,8}')$$) line; DEALLOCATE sought; RESET plan_cache_mode;
 RESET ROLE; SELECT envcrypt.revoke_access('regress_clerk', '{search}'); REVOKE EXECUTE ON FUNCTION plan_of FROM regress_clerk;
 DROP TABLE guarded, sought;
 
