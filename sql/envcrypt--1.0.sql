@@ -460,7 +460,7 @@ REVOKE ALL ON FUNCTION envcrypt.decrypt_envelope(text, bytea, bytea, bytea) FROM
 CREATE FUNCTION envcrypt.load_keys(VARIADIC tenants text[]) RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_load_keys' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.load_keys(text[]) IS
-    'Opens the data keys of all these tenants in this session, with up to envcrypt.kms_concurrency calls to the KMSs under way (OpenBao and Vault: 128 keys a call), and returns how many keys are open then. What others had opened by then stays open where one fails, but not what a denied identity opened. Errors: 42704 no such tenant, 42501 denied, 08006 unreachable, 55000 disabled, XX001 corrupt.';
+    'Opens the data keys of all these tenants in this session, and their search keys where the role may search, with up to envcrypt.kms_concurrency calls to the KMSs under way (OpenBao and Vault: 128 keys a call), and returns how many keys are open then. What others had opened by then stays open where one fails, but not what a denied identity opened. Errors: 42704 no such tenant, 42501 denied, 08006 unreachable, 55000 disabled, XX001 corrupt.';
 REVOKE ALL ON FUNCTION envcrypt.load_keys(text[]) FROM PUBLIC;
 CREATE FUNCTION envcrypt.forget_keys() RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_forget_keys' LANGUAGE C STRICT;
