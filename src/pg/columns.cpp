@@ -1,4 +1,5 @@
-// count_values(): under which keys the values of a column are encrypted.
+// count_values(): under which keys the values of a column are encrypted; and written_here(), which
+// the triggers of view_ddl() ask.
 #include "pg/keys.hpp"
 #include "pg/rights.hpp"
 #include "pg/type.hpp"

@@ -16,13 +16,19 @@ void add_text(StringInfo json, const char *name, const char *text) {
     escape_json(json, text);
 }
 
+char *commitment_text(const KeyRow &key) {
+    StringInfoData text;
+    initStringInfo(&text);
+    for (const std::uint8_t byte : key.commitment) appendStringInfo(&text, "%02x", byte);
+    return text.data;
+}
+
 void add_key(StringInfo json, const KeyRow &key) {
     appendStringInfo(json, "{\"key_id\": \"%016llx\", \"purpose\": \"%s\", \"version\": %d, ",
                      static_cast<unsigned long long>(key.key_id), crypto::purpose_name(key.purpose),
                      key.version);
-    appendStringInfoString(json, "\"commitment\": \"");
-    for (const std::uint8_t byte : key.commitment) appendStringInfo(json, "%02x", byte);
-    appendStringInfoString(json, "\", \"wrapped_by\": [");
+    add_text(json, "commitment", commitment_text(key));
+    appendStringInfoString(json, ", \"wrapped_by\": [");
     const char *separator = "";
     ListCell *cell;
     foreach (cell, find_wrapped_keys(key.key_id)) {
@@ -116,12 +122,9 @@ char *member(Jsonb *object, const char *name) {
 
 // Whether the receipt names this key, by its id and commitment.
 bool names_key(const char *receipt, const KeyRow &key) {
-    StringInfoData commitment;
-    initStringInfo(&commitment);
-    for (const std::uint8_t byte : key.commitment) appendStringInfo(&commitment, "%02x", byte);
     return strstr(receipt, psprintf("\"%016llx\"", static_cast<unsigned long long>(key.key_id))) !=
                nullptr &&
-           strstr(receipt, psprintf("\"%s\"", commitment.data)) != nullptr;
+           strstr(receipt, psprintf("\"%s\"", commitment_text(key))) != nullptr;
 }
 
 }  // namespace

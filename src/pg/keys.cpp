@@ -240,27 +240,11 @@ bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)
     return found;
 }
 
-List *find_keys(const char *tenant, crypto::Purpose purpose) {
-    List *rows = NIL;
-    ScanKeyData keys[2];
-    key_equals(&keys[0], key_column::tenant, tenant);
-    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(purpose));
-    scan(kDataKey, "data_key_tenant_purpose_version_key", keys, 2,
-         [&](HeapTuple tuple, const Datum *values, const bool *) {
-             auto *row = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
-             read_key(tuple, values, *row);
-             if (row->state == KeyState::active || row->state == KeyState::decrypt_only)
-                 rows = lappend(rows, row);
-             return true;
-         });
-    return rows;
-}
+namespace {
 
-List *find_all_keys(const char *tenant) {
+List *collect_keys(ScanKeyData *keys, int count) {
     List *rows = NIL;
-    ScanKeyData key;
-    key_equals(&key, key_column::tenant, tenant);
-    scan(kDataKey, "data_key_tenant_purpose_version_key", &key, 1,
+    scan(kDataKey, "data_key_tenant_purpose_version_key", keys, count,
          [&](HeapTuple tuple, const Datum *values, const bool *) {
              auto *row = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
              read_key(tuple, values, *row);
@@ -268,6 +252,28 @@ List *find_all_keys(const char *tenant) {
              return true;
          });
     return rows;
+}
+
+}  // namespace
+
+List *find_keys(const char *tenant, crypto::Purpose purpose) {
+    ScanKeyData keys[2];
+    key_equals(&keys[0], key_column::tenant, tenant);
+    key_equals(&keys[1], key_column::purpose, crypto::purpose_name(purpose));
+    List *rows = collect_keys(keys, 2);
+    ListCell *cell;
+    foreach (cell, rows) {
+        const KeyState state = static_cast<KeyRow *>(lfirst(cell))->state;
+        if (state != KeyState::active && state != KeyState::decrypt_only)
+            rows = foreach_delete_current(rows, cell);
+    }
+    return rows;
+}
+
+List *find_all_keys(const char *tenant) {
+    ScanKeyData key;
+    key_equals(&key, key_column::tenant, tenant);
+    return collect_keys(&key, 1);
 }
 
 char *find_search_user(const char *tenant) {

@@ -1,4 +1,4 @@
-// The module's magic, settings, and the one hook. Nothing else happens at load time: it may run in
+// The module's magic, settings, and the two hooks. Nothing else happens at load time: it may run in
 // the postmaster.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"

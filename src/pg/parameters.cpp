@@ -44,21 +44,14 @@ bool has_declared(Node *node, void *context) {
     return expression_tree_walker(node, walker, context);
 }
 
-Expr *coerce_value(Expr *value, const Declared &types, int32 typmod) {
-    auto *declared =
-        makeConst(INT4OID, -1, InvalidOid, sizeof(int32), Int32GetDatum(typmod), false, true);
-    return reinterpret_cast<Expr *>(makeFuncExpr(
-        types.coerce, types.type, list_make3(value, declared, makeBoolConst(false, false)),
-        InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST));
-}
-
 Expr *coerce_array(Expr *array, const Declared &types, int32 typmod) {
     auto *element = makeNode(CaseTestExpr);
     element->typeId = types.type;
     element->typeMod = kNoTypmod;
     auto *each = makeNode(ArrayCoerceExpr);
     each->arg = array;
-    each->elemexpr = coerce_value(reinterpret_cast<Expr *>(element), types, typmod);
+    each->elemexpr =
+        make_coercion(types.coerce, types.type, reinterpret_cast<Expr *>(element), typmod);
     each->resulttype = types.array;
     each->resulttypmod = typmod;
     each->coerceformat = COERCE_IMPLICIT_CAST;
@@ -80,8 +73,9 @@ void check_written(List *targets, Oid relation, const Declared &types) {
         if (typmod < 0 || (base != types.type && base != types.array)) continue;
         const Oid given = exprType(reinterpret_cast<Node *>(target->expr));
         if (given != types.type && given != types.array) continue;
-        target->expr = given == types.type ? coerce_value(target->expr, types, typmod)
-                                           : coerce_array(target->expr, types, typmod);
+        target->expr = given == types.type
+                           ? make_coercion(types.coerce, types.type, target->expr, typmod)
+                           : coerce_array(target->expr, types, typmod);
     }
 }
 
@@ -126,6 +120,14 @@ void forget_declarations(Query *query, Declared &types) {
 }
 
 }  // namespace
+
+Expr *make_coercion(Oid function, Oid type, Expr *value, int32 typmod) {
+    auto *declared =
+        makeConst(INT4OID, -1, InvalidOid, sizeof(int32), Int32GetDatum(typmod), false, true);
+    return reinterpret_cast<Expr *>(
+        makeFuncExpr(function, type, list_make3(value, declared, makeBoolConst(false, false)),
+                     InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST));
+}
 
 void check_parameters(Query *query) {
     if (!has_declared(reinterpret_cast<Node *>(query), nullptr)) return;

@@ -7,6 +7,10 @@
 
 namespace envcrypt::pg {
 
+// value::encrypted(declaration), checked whatever the expression says of itself; `function` is the
+// type's length coercion.
+Expr *make_coercion(Oid function, Oid type, Expr *value, int32 typmod);
+
 // Where a query has parameters of declared types: what it writes to declared columns passes their
 // declarations, and what it selects of such parameters declares nothing. Changes the query.
 void check_parameters(Query *query);

@@ -3,6 +3,7 @@
 #include "pg/search.hpp"
 
 #include "pg/keys.hpp"
+#include "pg/parameters.hpp"
 #include "pg/plaintext.hpp"
 #include "pg/probe.hpp"
 #include "pg/resolve.hpp"
@@ -285,19 +286,14 @@ int32 declared_typmod(Node *column) {
 
 char kSchema[] = "envcrypt";
 
-// column::encrypted(declaration), checked whatever the expression says of itself.
+// The column, refused where it is not of that declaration.
 Node *coerced(Node *column, int32 typmod) {
     const Oid type = exprType(column);
     Oid function;
     if (find_typmod_coercion_function(type, &function) != COERCION_PATH_FUNC)
         elog(ERROR, "envcrypt: there is no coercion");
-    return reinterpret_cast<Node *>(makeFuncExpr(
-        function, type,
-        list_make3(
-            column,
-            makeConst(INT4OID, -1, InvalidOid, sizeof(int32), Int32GetDatum(typmod), false, true),
-            makeBoolConst(false, false)),
-        InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST));
+    return reinterpret_cast<Node *>(
+        make_coercion(function, type, reinterpret_cast<Expr *>(column), typmod));
 }
 
 // column OPERATOR(envcrypt.=) ANY (envcrypt.search(value, declaration))

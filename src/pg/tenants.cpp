@@ -5,7 +5,6 @@
 #include "pg/making.hpp"
 #include "pg/resolve.hpp"
 #include "pg/servers.hpp"
-#include "pg/text.hpp"
 
 namespace envcrypt::pg {
 
