@@ -25,6 +25,7 @@ CREATE TABLE envcrypt.tenant (
 );
 COMMENT ON TABLE envcrypt.tenant IS
     'Whatever must be revocable on its own: its state (active, disabled, destroyed), and where its new keys are wrapped ('''' is not given).';
+CREATE INDEX tenant_search_tenant_idx ON envcrypt.tenant (search_tenant);
 
 CREATE TABLE envcrypt.data_key (
     key_id     bigint PRIMARY KEY,
@@ -48,11 +49,15 @@ CREATE TABLE envcrypt.wrapped_key (
     master_key         text COLLATE "C" NOT NULL,
     master_key_version text COLLATE "C" NOT NULL,
     attestation        bytea NOT NULL DEFAULT '',
+    own_master_key     boolean NOT NULL DEFAULT false,
     created_at         timestamptz NOT NULL,
+    wrapped_at         timestamptz NOT NULL,
     PRIMARY KEY (key_id, server, group_key)
 );
+-- ANALYZE would keep copies of what destroy_tenant() deletes.
+ALTER TABLE envcrypt.wrapped_key ALTER wrapped SET STATISTICS 0, ALTER attestation SET STATISTICS 0;
 COMMENT ON TABLE envcrypt.wrapped_key IS
-    'Each key wrapped, once for each place: the KMS server or the group key that wraps it, and the master key and version that the KMS named.';
+    'Each key wrapped, once for each place: the KMS server or the group key that wraps it, and the master key and version that the KMS named; own_master_key where it is the tenant''s rather than the server''s; since when it is wrapped there, and when these bytes were made.';
 
 CREATE TABLE envcrypt.journal (
     at           timestamptz NOT NULL,
@@ -65,7 +70,28 @@ CREATE TABLE envcrypt.journal (
 COMMENT ON TABLE envcrypt.journal IS
     'What was done to keys, and committed: when, by whom (and as whom they had logged in), what, to which tenant; with key ids, servers, master keys and the ids that the KMSs gave the requests. Written by the functions that do it, in the same transaction; nobody but a superuser may change it.';
 
-REVOKE ALL ON envcrypt.tenant, envcrypt.data_key, envcrypt.wrapped_key, envcrypt.journal FROM PUBLIC;
+CREATE INDEX journal_at_idx ON envcrypt.journal (at);
+CREATE INDEX journal_tenant_at_idx ON envcrypt.journal (tenant, at);
+
+CREATE TABLE envcrypt.run (
+    act         text COLLATE "C" NOT NULL,
+    server      text COLLATE "C" NOT NULL,
+    to_server   text COLLATE "C" NOT NULL,
+    tenant      text COLLATE "C" NOT NULL,
+    role        text COLLATE "C" NOT NULL,
+    lock_id     bigint NOT NULL,
+    total       bigint NOT NULL,
+    done        bigint NOT NULL,
+    left_over   bigint NOT NULL,
+    started_at  timestamptz NOT NULL,
+    updated_at  timestamptz NOT NULL,
+    is_finished boolean NOT NULL,
+    PRIMARY KEY (act, server, to_server, tenant)
+);
+COMMENT ON TABLE envcrypt.run IS
+    'The last run of each procedure that commits as it goes: the rows of the view progress. Not dumped: it tells of this cluster.';
+
+REVOKE ALL ON envcrypt.tenant, envcrypt.data_key, envcrypt.wrapped_key, envcrypt.journal, envcrypt.run FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.data_key', '');
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.wrapped_key', '');
@@ -112,7 +138,7 @@ COMMENT ON FUNCTION envcrypt.local_validator(text[], oid) IS 'Checks the options
 
 CREATE FOREIGN DATA WRAPPER envcrypt_vault VALIDATOR envcrypt.vault_validator;
 COMMENT ON FOREIGN DATA WRAPPER envcrypt_vault IS
-    'OpenBao or HashiCorp Vault, transit engine, derived keys. Server options: endpoint, master_key, mount, namespace, ca_file, proxy, client_cert_file, client_key_file. User mapping options: auth (token, approle, kubernetes, jwt, cert), auth_mount, token, role_id, secret_id, role, jwt.';
+    'OpenBao or HashiCorp Vault, transit engine, derived keys. Server options: endpoint, master_key, mount, namespace, cache_ttl, outage_grace, ca_file, proxy, client_cert_file, client_key_file. User mapping options: auth (token, approle, kubernetes, jwt, cert), auth_mount, token, role_id, secret_id, role, jwt.';
 CREATE FOREIGN DATA WRAPPER envcrypt_aws VALIDATOR envcrypt.aws_validator;
 COMMENT ON FOREIGN DATA WRAPPER envcrypt_aws IS
     'AWS KMS, symmetric keys; C goes as EncryptionContext. Server options: region, master_key, endpoint, fips, dual_stack and others; user mapping options: auth (profile, web_identity, container, instance) and what it needs: doc/kms.md.';
@@ -320,6 +346,10 @@ CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text 
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text, text) IS
     'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. A labelled value decrypts out of a column that declares the label, or where label says it. Where tenant is given the value must be of that tenant. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered, of another label or tenant, or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
+CREATE FUNCTION envcrypt.try_decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS text
+    AS 'MODULE_PATHNAME', 'envcrypt_try_decrypt' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.try_decrypt(envcrypt.encrypted, text, text, text) IS
+    'As decrypt(), but NULL where the key is not available: denied, its KMS unreachable, throttled or misconfigured, its tenant disabled or destroyed. For reports across tenants. An error for everything else.';
 CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS anyelement
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt_as' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.decrypt_as(envcrypt.encrypted, anyelement, text, text, text) IS
@@ -347,7 +377,7 @@ DECLARE
     f regprocedure;
 BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace
-            AND p.prosrc OPERATOR(pg_catalog.=) ANY ('{envcrypt_encrypt,envcrypt_cast_from,envcrypt_cast_to,envcrypt_decrypt,envcrypt_decrypt_as,envcrypt_search,envcrypt_search_column,envcrypt_matches,envcrypt_inspect}'::pg_catalog.text[]) LOOP
+            AND p.prosrc OPERATOR(pg_catalog.=) ANY ('{envcrypt_encrypt,envcrypt_cast_from,envcrypt_cast_to,envcrypt_decrypt,envcrypt_decrypt_as,envcrypt_try_decrypt,envcrypt_search,envcrypt_search_column,envcrypt_matches,envcrypt_inspect}'::pg_catalog.text[]) LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END $$;
@@ -368,10 +398,10 @@ CREATE FUNCTION envcrypt.check_server(server text,
 COMMENT ON FUNCTION envcrypt.check_server(text) IS
     'Has the KMS wrap a key that is thrown away and unwrap it again, proves that it refuses another context, and says how long all of that took, as whom, under which master key; or the error. Needs the right manage. Asks the KMS.';
 
-CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text DEFAULT '', search_tenant text DEFAULT '') RETURNS void
+CREATE FUNCTION envcrypt.create_tenant(name text, server text, master_key text DEFAULT '', group_key text DEFAULT '', search_tenant text DEFAULT '') RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_create_tenant' LANGUAGE C;
-COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text, text) IS
-    'Makes a tenant with its first data key and, unless it uses that of search_tenant, its search key, wrapped by the server''s master key or by the tenant''s own in that KMS. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
+COMMENT ON FUNCTION envcrypt.create_tenant(text, text, text, text, text) IS
+    'Makes a tenant with its first data key and, unless it uses that of search_tenant, its search key, wrapped by the server''s master key, by the tenant''s own in that KMS or by a group key. The name matches [A-Za-z0-9._:@/+=-]{1,128}, appears in the KMS''s log and is never used again. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
 
 ---------------------------------------------------------------- the life of a key
 CREATE FUNCTION envcrypt.rotate_key(tenant text) RETURNS integer
@@ -381,7 +411,7 @@ COMMENT ON FUNCTION envcrypt.rotate_key(text) IS
 CREATE PROCEDURE envcrypt.rotate_keys(older_than interval)
     AS 'MODULE_PATHNAME', 'envcrypt_rotate_keys' LANGUAGE C;
 COMMENT ON PROCEDURE envcrypt.rotate_keys(interval) IS
-    'Rotates the key of each active tenant whose newest data key is older, each in a transaction of its own: what was done stays done where one fails, and another CALL goes on. Needs the right manage. Errors: 2D000 within a transaction block.';
+    'Rotates the key of each active tenant whose newest data key is older, each in a transaction of its own. One that cannot be rotated is warned of, and keeps no other from it. Needs the right manage. Asks the KMS. Errors: 2D000 within a transaction block, 22023 negative, 55000 some were not rotated.';
 CREATE FUNCTION envcrypt.disable_tenant(name text) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_disable_tenant' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.disable_tenant(text) IS
@@ -392,34 +422,82 @@ COMMENT ON FUNCTION envcrypt.enable_tenant(text) IS 'Takes disable_tenant() back
 CREATE FUNCTION envcrypt.destroy_tenant(name text, confirm text) RETURNS jsonb
     AS 'MODULE_PATHNAME', 'envcrypt_destroy_tenant' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.destroy_tenant(text, text) IS
-    'Crypto-shredding: deletes every wrapped copy of the tenant''s keys in this database; its values never decrypt again, and its name is never used again. confirm repeats the name. Returns a receipt for apply_receipt(): tenant, key ids, commitments, what wrapped them, where in the WAL, when, who; also in the journal, and in the server''s log once committed. Backups, archived WAL and standbys that lag behind decrypt until they expire or the master key is destroyed. Needs the right manage, and no KMS. Errors: 22023 confirm, 42704 no such tenant, 55000 destroyed already, 2BP01 others use its search key.';
+    'Crypto-shredding: deletes every wrapped copy of the tenant''s keys in this database; its values never decrypt again, and its name is never used again. confirm repeats the name. Returns a receipt for apply_receipt(): tenant, key ids, commitments, what wrapped them, where the WAL was, when, who; also in the journal, and in the server''s log once committed. Backups, archived WAL and standbys that lag behind decrypt until they expire or the master key is destroyed. Needs the right manage, and no KMS. Errors: 22023 confirm, 42704 no such tenant, 55000 destroyed already, 2BP01 others use its search key, 42602 name.';
 CREATE FUNCTION envcrypt.apply_receipt(receipt jsonb) RETURNS boolean
     AS 'MODULE_PATHNAME', 'envcrypt_apply_receipt' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.apply_receipt(jsonb) IS
-    'Repeats a destruction in a database that was restored from before it. True where there was something to destroy; false where the tenant is destroyed or not there. Needs the right manage. Errors: 22023 no receipt, XX001 the keys of that tenant are others than the receipt''s.';
-REVOKE ALL ON ROUTINE envcrypt.destroy_tenant(text, text), envcrypt.apply_receipt(jsonb), envcrypt.rotate_key(text), envcrypt.rotate_keys(interval), envcrypt.disable_tenant(text), envcrypt.enable_tenant(text) FROM PUBLIC;
+    'Repeats a destruction in a database that was restored from before it, of all keys that the tenant has by now. True where there was something to destroy; false where nothing of it is left, or was there. Needs the right manage. Errors: 22023 no receipt, XX001 the keys of that tenant are others than the receipt''s, 55000 the restore is not complete.';
+
+CREATE PROCEDURE envcrypt.rewrap_keys(server text, to_server text DEFAULT '')
+    AS 'MODULE_PATHNAME', 'envcrypt_rewrap_keys' LANGUAGE C;
+COMMENT ON PROCEDURE envcrypt.rewrap_keys(text, text) IS
+    'Wraps every key of the server under the newest version of its master key (inside the KMS where it can), or moves it to another server, which then wraps the tenants'' new keys too. No value is touched. Each is unwrapped and checked before it replaces what was there. Commits batch by batch; envcrypt.progress shows how far it is, another CALL goes on. Keys under a tenant''s own master key stay under it. Needs the right manage. Asks the KMSs. Errors: 2D000 within a transaction block, 55006 under way already, and those of the KMS.';
+CREATE PROCEDURE envcrypt.add_wrapping(server text, tenant text DEFAULT '', master_key text DEFAULT '')
+    AS 'MODULE_PATHNAME', 'envcrypt_add_wrapping' LANGUAGE C;
+COMMENT ON PROCEDURE envcrypt.add_wrapping(text, text, text) IS
+    'Has the server wrap the tenant''s keys too, or all keys; master_key: by the tenant''s own in that KMS. They open then where any of their servers answers, in the order in which those were added; new keys are wrapped by all of them. Commits batch by batch as rewrap_keys(). Needs the right manage. Asks the KMSs. Errors: 2D000 within a transaction block, 22023 whose master key, 55000 the tenant is in a group, 55006 under way already.';
+CREATE PROCEDURE envcrypt.drop_wrapping(server text, tenant text DEFAULT '')
+    AS 'MODULE_PATHNAME', 'envcrypt_drop_wrapping' LANGUAGE C;
+COMMENT ON PROCEDURE envcrypt.drop_wrapping(text, text) IS
+    'Deletes what the server wraps of the tenant''s keys, or of all, once another wrapping of each was unwrapped and checked; asks the server itself nothing, so it may be lost. Where the tenants'' new keys were wrapped there they go to the other. Commits batch by batch. Needs the right manage. Errors: 2D000 within a transaction block, 55000 a key is wrapped nowhere else, 55006 under way already.';
+CREATE FUNCTION envcrypt.create_group_key(name text, server text, master_key text DEFAULT '') RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_create_group_key' LANGUAGE C;
+COMMENT ON FUNCTION envcrypt.create_group_key(text, text, text) IS
+    'Makes a group key, which wraps the keys of many tenants: one call to the KMS opens all of them. It is wrapped by the server''s master key, or by another in that KMS. Its name is as a tenant''s and stands in its place in the KMS''s log. Needs the right manage. Asks the KMS. Errors: 42710 exists, 42602 name, and those of the KMS.';
+CREATE FUNCTION envcrypt.move_tenant(tenant text, group_key text) RETURNS void
+    AS 'MODULE_PATHNAME', 'envcrypt_move_tenant' LANGUAGE C;
+COMMENT ON FUNCTION envcrypt.move_tenant(text, text) IS
+    'Moves a tenant''s keys into a group, into another, or out of it (an empty name), to the tenant''s server. No value is touched. Needs the right manage. Asks the KMSs. Errors: 42704 no such tenant or group, 55000 disabled, destroyed, or with a master key of its own, and those of the KMS.';
+CREATE FUNCTION envcrypt.export_keys(tenant text) RETURNS jsonb
+    AS 'MODULE_PATHNAME', 'envcrypt_export_keys' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.export_keys(text) IS
+    'All keys of a tenant that its values need, with the group key where there is one, still wrapped: for import_keys() in another database with the same KMS, or to be kept in escrow. No secret, and as good as the keys to whoever may use the KMS. Journaled. Needs the right manage, and no KMS. Errors: 42704 no such tenant, 55000 destroyed.';
+CREATE FUNCTION envcrypt.import_keys(export jsonb) RETURNS integer
+    AS 'MODULE_PATHNAME', 'envcrypt_import_keys' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.import_keys(jsonb) IS
+    'Takes over what export_keys() gave: the tenant where it is not here, and keys and wrappings that are missing, each unwrapped and checked before it is used. Returns how many keys there were to take over or to complete; 0 where all were here. Needs servers of the same names, and the right manage. Asks the KMSs. Errors: 22023 no export, XX001 another key has its id, or it does not unwrap, 55000 destroyed here.';
+CREATE FUNCTION envcrypt.rename_server(server text, new_name text) RETURNS integer
+    AS 'MODULE_PATHNAME', 'envcrypt_rename_server' LANGUAGE C STRICT;
+COMMENT ON FUNCTION envcrypt.rename_server(text, text) IS
+    'ALTER SERVER ... RENAME of a server that wraps keys, with the rows that name it. Returns how many wrapped keys those are. Needs the right manage, and ownership of the server. Errors: 42704 no such server, 42710 the name is taken, 2BP01 secrets are read from it.';
+REVOKE ALL ON ROUTINE envcrypt.destroy_tenant(text, text), envcrypt.apply_receipt(jsonb), envcrypt.rotate_key(text), envcrypt.rotate_keys(interval), envcrypt.disable_tenant(text), envcrypt.enable_tenant(text),
+    envcrypt.rewrap_keys(text, text), envcrypt.add_wrapping(text, text, text), envcrypt.drop_wrapping(text, text), envcrypt.create_group_key(text, text, text), envcrypt.move_tenant(text, text),
+    envcrypt.export_keys(text), envcrypt.import_keys(jsonb), envcrypt.rename_server(text, text) FROM PUBLIC;
 
 CREATE VIEW envcrypt.tenants AS
-    SELECT t.name, t.state, t.server, nullif(t.master_key, '') AS master_key, nullif(t.search_tenant, '') AS search_tenant, t.created_at,
+    SELECT t.name, t.state, t.server, nullif(t.master_key, '') AS master_key, nullif(t.group_key, '') AS group_key, nullif(t.search_tenant, '') AS search_tenant, t.created_at,
         k.version AS key_version, k.created_at AS key_created_at
     FROM envcrypt.tenant t
     LEFT JOIN LATERAL (SELECT d.version, d.created_at FROM envcrypt.data_key d
         WHERE d.tenant OPERATOR(pg_catalog.=) t.name AND d.purpose OPERATOR(pg_catalog.=) 'data' AND d.state OPERATOR(pg_catalog.=) 'active'
         ORDER BY d.version DESC LIMIT 1) k ON true;
-COMMENT ON VIEW envcrypt.tenants IS 'Each tenant: its state, where its new keys are wrapped, whose search key it uses, and the version and age of the key that encrypts.';
+COMMENT ON VIEW envcrypt.tenants IS 'Each tenant: its state, where its new keys are wrapped, its group, whose search key it uses, and the version and age of the key that encrypts.';
 CREATE VIEW envcrypt.keys AS
     SELECT pg_catalog.lpad(pg_catalog.to_hex(d.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, d.state, d.created_at,
-        ARRAY(SELECT w.server FROM envcrypt.wrapped_key w WHERE w.key_id OPERATOR(pg_catalog.=) d.key_id ORDER BY 1) AS servers
+        ARRAY(SELECT w.server FROM envcrypt.wrapped_key w WHERE w.key_id OPERATOR(pg_catalog.=) d.key_id AND w.server OPERATOR(pg_catalog.<>) '' ORDER BY w.created_at, 1) AS servers,
+        (SELECT w.group_key FROM envcrypt.wrapped_key w WHERE w.key_id OPERATOR(pg_catalog.=) d.key_id AND w.group_key OPERATOR(pg_catalog.<>) '' LIMIT 1) AS group_key
     FROM envcrypt.data_key d;
-COMMENT ON VIEW envcrypt.keys IS 'Each version of each key: its id as values and KMS logs have it, what for, its state, since when, and the servers that wrap it.';
+COMMENT ON VIEW envcrypt.keys IS 'Each version of each key: its id as values and KMS logs have it, what for, its state, since when, and the servers that wrap it, in the order in which they are asked, or the group key that does. tenant is the name of the group where the purpose is group.';
 CREATE VIEW envcrypt.wrappings AS
-    SELECT pg_catalog.lpad(pg_catalog.to_hex(w.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, w.server, w.master_key, w.master_key_version, w.created_at,
+    SELECT pg_catalog.lpad(pg_catalog.to_hex(w.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, nullif(w.server, '') AS server, nullif(w.group_key, '') AS group_key,
+        nullif(w.master_key, '') AS master_key, nullif(w.master_key_version, '') AS master_key_version, w.own_master_key, w.created_at, w.wrapped_at,
         w.master_key_version OPERATOR(pg_catalog.<>) pg_catalog.first_value(w.master_key_version) OVER
-            (PARTITION BY w.server, w.master_key ORDER BY w.created_at DESC) AS outdated
+            (PARTITION BY w.server, w.master_key ORDER BY w.wrapped_at DESC) AS outdated
     FROM envcrypt.wrapped_key w LEFT JOIN envcrypt.data_key d ON d.key_id OPERATOR(pg_catalog.=) w.key_id;
 COMMENT ON VIEW envcrypt.wrappings IS
-    'Each wrapped copy of each key: the server, the master key and its version; outdated where a later wrapping by that master key bears another version.';
-REVOKE ALL ON envcrypt.tenants, envcrypt.keys, envcrypt.wrappings FROM PUBLIC;
+    'Each wrapped copy of each key: the server, the master key (own_master_key: the tenant''s) and its version, or the group key; since when at this place, and when it was wrapped last; outdated where a later wrapping by that master key bears another version.';
+CREATE VIEW envcrypt.progress AS
+    SELECT r.act, r.server, nullif(r.to_server, '') AS to_server, nullif(r.tenant, '') AS tenant, r.role,
+        CASE WHEN r.is_finished THEN 'finished'
+            WHEN EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.locktype OPERATOR(pg_catalog.=) 'object' AND l.classid OPERATOR(pg_catalog.=) 'envcrypt.run'::pg_catalog.regclass::pg_catalog.oid
+                AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) r.lock_id
+                AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())) THEN 'running'
+            ELSE 'interrupted' END AS state,
+        r.total, r.done, r.left_over, r.started_at, r.updated_at
+    FROM envcrypt.run r;
+COMMENT ON VIEW envcrypt.progress IS
+    'How far the last run of each rewrap_keys(), add_wrapping() and drop_wrapping() is or came: finished, running or interrupted (then another CALL goes on); keys it looks at, keys done, keys left: to be looked at while it runs, not done once it is finished.';
+REVOKE ALL ON envcrypt.tenants, envcrypt.keys, envcrypt.wrappings, envcrypt.progress FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.current_tenant() RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_current_tenant' LANGUAGE C STABLE PARALLEL SAFE;
@@ -468,12 +546,12 @@ COMMENT ON FUNCTION envcrypt.forget_keys() IS
     'Wipes this session''s open keys and credentials; returns how many keys there were.';
 
 CREATE FUNCTION envcrypt.cached_keys(OUT key_id text, OUT tenant text, OUT server text, OUT open_for interval,
-        OUT expires_in interval) RETURNS SETOF record
+        OUT expires_in interval, OUT bridged boolean, OUT ends_in interval) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'envcrypt_cached_keys' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.cached_keys() IS 'The rows of the view cache.';
 CREATE VIEW envcrypt.cache AS SELECT * FROM envcrypt.cached_keys();
 COMMENT ON VIEW envcrypt.cache IS
-    'The keys that this session holds unwrapped, since when, and for how long before the KMS is asked again.';
+    'The keys that this session holds unwrapped, since when, for how long before the KMS is asked again, whether they serve on because it is away (bridged), and until when they could (outage_grace).';
 
 ---------------------------------------------------------------- declared columns
 CREATE VIEW envcrypt.columns AS
@@ -634,7 +712,7 @@ COMMENT ON FUNCTION envcrypt.view_ddl(regclass, name) IS
 
 REVOKE ALL ON FUNCTION
     envcrypt.grant_access(regrole, text[]), envcrypt.revoke_access(regrole, text[]),
-    envcrypt.check_server(text), envcrypt.create_tenant(text, text, text, text), envcrypt.cached_keys()
+    envcrypt.check_server(text), envcrypt.create_tenant(text, text, text, text, text), envcrypt.cached_keys()
     FROM PUBLIC;
 REVOKE ALL ON envcrypt.cache FROM PUBLIC;
 
@@ -670,7 +748,7 @@ CREATE EVENT TRIGGER envcrypt_guard_unique ON ddl_command_end WHEN TAG IN ('CREA
     EXECUTE FUNCTION envcrypt.guard_unique();
 CREATE EVENT TRIGGER envcrypt_guard_command ON ddl_command_start
     WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED', 'ALTER SERVER', 'ALTER EXTENSION', 'ALTER SCHEMA',
-        'ALTER TABLE', 'ALTER INDEX')
+        'ALTER TABLE', 'ALTER INDEX', 'CREATE INDEX', 'CREATE TRIGGER')
     EXECUTE FUNCTION envcrypt.guard_command();
 ALTER EVENT TRIGGER envcrypt_guard_command ENABLE ALWAYS;
 CREATE EVENT TRIGGER envcrypt_guard_servers ON sql_drop EXECUTE FUNCTION envcrypt.guard_servers();

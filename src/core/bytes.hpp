@@ -5,6 +5,7 @@
 #error "core headers come before pg/pg.hpp"
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -22,6 +23,11 @@ inline ByteView as_bytes(std::string_view text) {
 
 inline std::string_view as_text(ByteView bytes) {
     return {reinterpret_cast<const char *>(bytes.data()), bytes.size()};
+}
+
+// Of what is no secret.
+inline bool equal_bytes(ByteView a, ByteView b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
 inline std::uint64_t load_be64(const std::uint8_t *from) {

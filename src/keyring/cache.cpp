@@ -32,20 +32,36 @@ Cache::SubkeyRef Cache::subkey_ref(const Subkey &subkey) {
 
 OpenKey *Cache::find(const KeyRef &ref) {
     const auto found = by_ref_.find(ref);
-    if (found == by_ref_.end()) return nullptr;
+    if (found == by_ref_.end() || found->second->stale) return nullptr;
     found->second->last_used = ++tick_;
     return found->second;
 }
 
-OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
-                    kms::Clock now, kms::Clock ttl, std::size_t limit) {
-    if (OpenKey *present = find(ref)) drop(*present);
-    while (by_ref_.size() >= std::max<std::size_t>(limit, 1)) {
+OpenKey *Cache::find_stale(const KeyRef &ref) {
+    const auto found = by_ref_.find(ref);
+    return found == by_ref_.end() || !found->second->stale ? nullptr : found->second;
+}
+
+void Cache::bridge(OpenKey &stale, kms::Clock until) {
+    stale.stale = false;
+    stale.bridged = true;
+    stale.life.expires = std::min(until, stale.life.ends);
+    stale.last_used = ++tick_;
+}
+
+void Cache::shrink(std::size_t limit) {
+    while (by_ref_.size() > limit) {
         OpenKey *oldest = by_ref_.begin()->second;
         for (const auto &[other, open] : by_ref_)
             if (open->last_used < oldest->last_used) oldest = open;
         drop(*oldest);
     }
+}
+
+OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
+                    const Lifetime &life, std::size_t limit) {
+    drop(ref);
+    shrink(std::max<std::size_t>(limit, 1) - 1);
     if (free_keys_.empty()) {
         keys_.emplace_back();
         free_keys_.push_back(&keys_.back());
@@ -57,8 +73,7 @@ OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, S
     filled.tenant = std::move(tenant);
     filled.server = std::move(server);
     filled.key = std::move(key);
-    filled.opened = now;
-    filled.expires = now + ttl;
+    filled.life = life;
     filled.last_used = ++tick_;
     // from here on nothing throws
     by_ref_.emplace(ref, slot);
@@ -73,13 +88,17 @@ ByteView Cache::token_key(OpenKey &search_key) {
     return search_key.token_key.expose();
 }
 
-void Cache::drop(OpenKey &key) {
+void Cache::drop_subkeys(std::uint64_t key_serial) {
     for (Subkey &subkey : subkeys_) {
-        if (subkey.key_serial != key.serial) continue;
+        if (subkey.key_serial != key_serial) continue;
         by_salt_.erase(subkey_ref(subkey));
         subkey.aead.reset();
         subkey.serial = subkey.key_serial = 0;
     }
+}
+
+void Cache::drop(OpenKey &key) {
+    drop_subkeys(key.serial);
     by_ref_.erase(key.ref);
     key = OpenKey{};
     free_keys_.push_back(&key);
@@ -95,6 +114,14 @@ void Cache::drop_identity(const IdentityId &identity) {
     drop_if([&](const OpenKey &key) { return key.ref.identity == identity; });
 }
 
+void Cache::drop_older(const IdentityId &identity) {
+    drop_if([&](const OpenKey &key) {
+        const IdentityId &other = key.ref.identity;
+        return other[0] == identity[0] && other[4] == identity[4] && other != identity &&
+               identity[4] != kNoMapping;
+    });
+}
+
 void Cache::drop_mapping(std::uint32_t mapping, std::uint32_t version) {
     drop_if([&](const OpenKey &key) {
         return key.ref.identity[4] == mapping && key.ref.identity[5] == version;
@@ -105,8 +132,24 @@ void Cache::drop_key(std::uint64_t key_id) {
     drop_if([&](const OpenKey &key) { return key.ref.key_id == key_id; });
 }
 
-void Cache::drop_expired(kms::Clock now) {
-    drop_if([&](const OpenKey &key) { return key.expires <= now; });
+void Cache::drop_tenant(std::string_view tenant) {
+    drop_if([&](const OpenKey &key) { return key.tenant == tenant; });
+}
+
+void Cache::drop(const KeyRef &ref) {
+    const auto found = by_ref_.find(ref);
+    if (found != by_ref_.end()) drop(*found->second);
+}
+
+void Cache::expire(kms::Clock now) {
+    drop_if([&](const OpenKey &key) { return key.life.ends <= now; });
+    for (OpenKey &key : keys_) {
+        if (key.serial == 0 || key.stale || now < key.life.expires) continue;
+        drop_subkeys(key.serial);
+        key.serial = next_serial_++;
+        key.sealing = nullptr;
+        key.stale = true;
+    }
 }
 
 std::size_t Cache::clear() {

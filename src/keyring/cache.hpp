@@ -36,6 +36,13 @@ struct Subkey {
     std::unique_ptr<crypto::Aead> aead;
 };
 
+// How long an open key serves.
+struct Lifetime {
+    kms::Clock opened{};
+    kms::Clock expires{};  // when the KMS is to be asked again
+    kms::Clock ends{};     // until when it is kept, should the KMS be away; not before `expires`
+};
+
 // A slot for an open key; likewise one key's as long as `serial` stays.
 struct OpenKey {
     std::uint64_t serial = 0;
@@ -44,8 +51,9 @@ struct OpenKey {
     std::string server;
     SecretBytes key;
     SecretBytes token_key;  // of a search key, once it was needed
-    kms::Clock opened{};
-    kms::Clock expires{};
+    Lifetime life;
+    bool stale = false;    // expired: used no more, unless bridge() says so
+    bool bridged = false;  // in use although expired, since its KMS is away
     std::uint64_t last_used = 0;
 
     // Sealing: the salt that this backend drew, and what was sealed under it.
@@ -68,18 +76,30 @@ public:
 
     // Null where the key is not open for this identity.
     OpenKey *find(const KeyRef &ref);
+    // The same of one that has expired.
+    OpenKey *find_stale(const KeyRef &ref);
+    // Has an expired one serve until then, at most to its end.
+    void bridge(OpenKey &stale, kms::Clock until);
     // Takes the key in, dropping the least recently used one where there are `limit` already.
     OpenKey &put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
-                 kms::Clock now, kms::Clock ttl, std::size_t limit);
+                 const Lifetime &life, std::size_t limit);
 
     // The token key of an open search key (crypto::token_key), valid as long as the key's serial.
     static ByteView token_key(OpenKey &search_key);
 
     void drop_identity(const IdentityId &identity);
+    // What was opened as an older version of the same mapping and server.
+    void drop_older(const IdentityId &identity);
     // All versions of one mapping: ref.identity[4] and [5].
     void drop_mapping(std::uint32_t mapping, std::uint32_t version);
     void drop_key(std::uint64_t key_id);
-    void drop_expired(kms::Clock now);
+    void drop(const KeyRef &ref);
+    void drop_tenant(std::string_view tenant);
+    // Those that are at their end are dropped, those that have expired stale: whoever held one
+    // finds another serial.
+    void expire(kms::Clock now);
+    // Drops the least recently used ones beyond the limit.
+    void shrink(std::size_t limit);
     // Returns how many keys were open.
     std::size_t clear();
 
@@ -111,6 +131,7 @@ private:
     static SubkeyRef subkey_ref(const Subkey &subkey);
 
     void drop(OpenKey &key);
+    void drop_subkeys(std::uint64_t key_serial);
     template <class Condition>
     void drop_if(Condition condition);
     Subkey &free_subkey();

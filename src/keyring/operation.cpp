@@ -342,9 +342,13 @@ Task<Status> open_keys(Operation &operation) {
         else
             opened = check_key(operation.server, keys[i].context, keys[i].commitment,
                                (*answers[i])->key);
-        if (opened)
+        if (opened) {
             keys[i].key = std::move((*answers[i])->key);
-        else if (outcome)
+            continue;
+        }
+        keys[i].failed = opened.error().code;
+        if (outcome ||
+            (opened.error().code == ErrorCode::denied && outcome.error().code != ErrorCode::denied))
             outcome = std::move(opened);
     }
     co_return outcome;
@@ -352,84 +356,77 @@ Task<Status> open_keys(Operation &operation) {
 
 namespace {
 
-// Unwraps and wraps again, for a KMS that does not rewrap.
-Task<Answers> wrap_again(Operation &operation, const std::vector<KeyToOpen *> &keys) {
-    std::vector<Ask> asks;
-    asks.reserve(keys.size());
-    for (const KeyToOpen *key : keys) asks.push_back(unwrap(*key));
-    Answers answers = co_await put_all(operation, asks);
+// Puts the asks and, once all are answered, unwraps and checks what was made.
+Task<Status> make_and_check(Operation &operation, std::vector<Ask> asks) {
+    std::vector<KeyToOpen> &keys = operation.keys;
+    Answers made = co_await put_all(operation, asks);
+    for (const auto &answer : made)
+        if (answer && !*answer) co_return Error(answer->error());
     for (std::size_t i = 0; i < keys.size(); ++i) {
-        if (!answers[i] || !*answers[i]) continue;
-        const SecretBytes key = std::move((*answers[i])->key);
-        Status checked = check_key(operation.server, keys[i]->context, keys[i]->commitment, key);
-        if (!checked) {
-            answers[i] = Result<Answer>(std::move(checked.error()));
-            continue;
-        }
-        Ask wrap;
-        wrap.verb = Verb::wrap;
-        wrap.context = keys[i]->context;
-        wrap.key = &key;
-        operation.talk.begin_anew();
-        answers[i] = co_await put(operation, std::move(wrap));
+        keys[i].made = std::move(**made[i]);
+        asks[i] = unwrap(keys[i]);
+        asks[i].wrapped = keys[i].made.wrapped;
+        asks[i].attestation = keys[i].made.attestation;
     }
-    co_return answers;
-}
-
-// The first error among the answers.
-const Error *first_error(const Answers &answers) {
-    for (const auto &answer : answers)
-        if (answer && !*answer) return &answer->error();
-    return nullptr;
+    operation.talk.begin_anew();
+    const Answers opened = co_await put_all(operation, asks);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        if (!opened[i]) continue;
+        if (!*opened[i]) co_return Error(opened[i]->error());
+        Status checked =
+            check_key(operation.server, keys[i].context, keys[i].commitment, (*opened[i])->key);
+        if (!checked) co_return checked;
+    }
+    co_return Unit{};
 }
 
 }  // namespace
 
-Task<Status> rewrap_keys(Operation &operation) {
-    const kms::Dialect &dialect = *operation.server.dialect;
-    Answer newest;
-    if (dialect.describes()) {
-        Ask ask;
-        ask.verb = Verb::describe;
-        Result<Answer> described = co_await put(operation, std::move(ask));
-        // whoever may not ask rewraps all
-        if (described) newest = std::move(*described);
-        operation.talk.begin_anew();
-    }
-    std::vector<KeyToOpen *> keys;
-    for (KeyToOpen &key : operation.keys)
-        if (newest.master_key_version.empty() || key.master_key != newest.master_key ||
-            key.master_key_version != newest.master_key_version)
-            keys.push_back(&key);
-
+Task<Status> wrap_keys(Operation &operation) {
     std::vector<Ask> asks;
-    for (const KeyToOpen *key : keys) {
-        asks.push_back(unwrap(*key));
-        asks.back().verb = Verb::rewrap;
-        asks.back().source_key = key->master_key;
+    asks.reserve(operation.keys.size());
+    for (const KeyToOpen &key : operation.keys) {
+        Ask &ask = asks.emplace_back();
+        ask.verb = Verb::wrap;
+        ask.context = key.context;
+        ask.key = &key.key;
     }
-    Answers made;
-    if (dialect.rewraps())
-        made = co_await put_all(operation, asks);
-    else
-        made = co_await wrap_again(operation, keys);
-    if (const Error *error = first_error(made)) co_return Error(*error);
+    return make_and_check(operation, std::move(asks));
+}
 
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-        keys[i]->made = std::move(**made[i]);
-        asks[i] = unwrap(*keys[i]);
-        asks[i].wrapped = keys[i]->made.wrapped;
-        asks[i].attestation = keys[i]->made.attestation;
+Task<Status> rewrap_keys(Operation &operation) {
+    std::vector<Ask> asks;
+    asks.reserve(operation.keys.size());
+    for (const KeyToOpen &key : operation.keys) {
+        asks.push_back(unwrap(key));
+        asks.back().verb = Verb::rewrap;
+        asks.back().source_key = key.master_key;
     }
-    operation.talk.begin_anew();
-    const Answers opened = co_await put_all(operation, asks);
-    if (const Error *error = first_error(opened)) co_return Error(*error);
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-        Status checked =
-            check_key(operation.server, keys[i]->context, keys[i]->commitment, (*opened[i])->key);
-        if (!checked) co_return checked;
-    }
-    co_return Unit{};
+    return make_and_check(operation, std::move(asks));
+}
+
+Status open_by_group(const SecretBytes &group_key, const std::string &group, KeyToOpen &key) {
+    const auto corrupt = [&](const char *detail) {
+        return Error{ErrorCode::corrupt,
+                     "group key \"" + group + "\" does not open a key that it wraps", detail,
+                     "Nothing was decrypted with it. Check the rows of envcrypt.wrapped_key."};
+    };
+    std::optional<SecretBytes> opened = crypto::group_unwrap(
+        group_key.expose().first<crypto::kKeySize>(), key.wrapped, key.context);
+    if (!opened) return corrupt("It was altered, or is another key's.");
+    const crypto::Digest expected =
+        crypto::commitment(opened->expose().first<crypto::kKeySize>(), key.context);
+    if (!equal_constant_time(expected, key.commitment))
+        return corrupt("It does not match the commitment kept with it.");
+    key.key = std::move(*opened);
+    return Unit{};
+}
+
+void wrap_by_group(const SecretBytes &group_key, KeyToOpen &key) {
+    std::array<std::uint8_t, crypto::kWrapSaltSize> salt;
+    crypto::random_bytes(salt);
+    key.made.wrapped = crypto::group_wrap(group_key.expose().first<crypto::kKeySize>(), salt,
+                                          key.context, key.key.expose().first<crypto::kKeySize>());
 }
 
 Task<Status> make_key(Operation &operation) {

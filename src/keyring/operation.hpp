@@ -5,6 +5,7 @@
 
 #include <array>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -65,7 +66,7 @@ private:
     std::map<IdentityId, std::int64_t> clock_offsets_;
 };
 
-// One of the keys that open_keys() opens or rewrap_keys() rewraps.
+// One of the keys that open_keys() opens, wrap_keys() wraps or rewrap_keys() rewraps.
 struct KeyToOpen {
     std::uint64_t key_id = 0;
     std::string tenant;
@@ -73,10 +74,10 @@ struct KeyToOpen {
     Bytes wrapped;
     Bytes attestation;
     crypto::Digest commitment{};
-    std::string master_key;          // rewrap_keys: what wrapped it
-    std::string master_key_version;  // likewise
-    SecretBytes key;                 // open_keys: what came of it
-    kms::Answer made;                // rewrap_keys: likewise; no bytes where it was newest already
+    std::string master_key;           // rewrap_keys: what wrapped it
+    SecretBytes key;                  // open_keys: what came of it; wrap_keys: what to wrap
+    kms::Answer made;                 // wrap_keys, rewrap_keys: what came of it
+    std::optional<ErrorCode> failed;  // open_keys: why it was not opened, where it was tried
 };
 
 struct Operation {
@@ -88,7 +89,8 @@ struct Operation {
     Bytes attestation;            // open_key, verify_key: what came with it
     crypto::Digest commitment{};  // open_key, verify_key
     Credentials *credentials = nullptr;
-    std::vector<KeyToOpen> keys;  // open_keys, rewrap_keys: all wrapped by the server's master key
+    std::vector<KeyToOpen> keys;  // open_keys, wrap_keys, rewrap_keys: all by one master key
+    kms::Clock limit{};           // the most it may take; 0: what the driver gives every operation
 
     // What came of it.
     SecretBytes key;            // open_key, make_key
@@ -106,13 +108,21 @@ kms::Task<Status> open_key(Operation &operation);
 kms::Task<Status> unwrap_key(Operation &operation);
 
 // Unwraps all of `keys` and checks each, in one request where the KMS takes so many. Fails with the
-// first of them that does; those that were opened nevertheless have their `key`.
+// first of them that does, a denial before all others; those that were opened nevertheless have
+// their `key`.
 kms::Task<Status> open_keys(Operation &operation);
 
-// Wraps all of `keys` under the newest version of the server's master key, inside the KMS where it
-// can, and unwraps and checks each of what came of it: only then is it fit to be kept. Those that
-// are known to be under the newest version are left as they are. Fails with the first that does.
+// Wraps all of `keys` under the newest version of the server's master key, and unwraps and checks
+// each of what came of it: only then is it fit to be kept. Fails with the first that does.
+kms::Task<Status> wrap_keys(Operation &operation);
+
+// The same of what is wrapped, inside the KMS: only where the dialect rewraps().
 kms::Task<Status> rewrap_keys(Operation &operation);
+
+// The same by a group key, which needs no KMS: unwraps `key.wrapped` (else corrupt, of the group of
+// that name), or wraps `key.key` into `key.made`.
+Status open_by_group(const SecretBytes &group_key, const std::string &group, KeyToOpen &key);
+void wrap_by_group(const SecretBytes &group_key, KeyToOpen &key);
 
 // Has a data key made and wrapped under `context`.
 kms::Task<Status> make_key(Operation &operation);

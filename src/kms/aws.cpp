@@ -30,6 +30,8 @@ constexpr Option kOptions[] = {
      "URL of Secrets Manager in place of the region's own"},
     {"metadata_endpoint", on_server, https_url,
      "URL of instance metadata or container credentials in place of the built-in addresses"},
+    {"cache_ttl", on_server, duration, "how long its keys serve before it is asked again"},
+    {"outage_grace", on_server, duration, "how long they serve on where it cannot be reached"},
     {"ca_file", on_server, absolute_path,
      "CA certificates that the servers' certificates must chain to"},
     {"proxy", on_server, proxy_url, "proxy to reach the services by"},
@@ -70,8 +72,6 @@ const char *needs(Verb verb) {
         case Verb::rewrap:
             return "The identity needs kms:ReEncryptFrom on the master key that wrapped, and "
                    "kms:ReEncryptTo on the one that the server's option names.";
-        case Verb::describe:
-            return "The identity needs kms:DescribeKey on the master key.";
         case Verb::unwrap:
             break;
     }
@@ -190,7 +190,7 @@ public:
     std::span<const char *const> auth_methods() const override { return kAuthMethods; }
     std::span<const char *const> brought_methods() const override { return kBroughtMethods; }
     bool rewraps() const override { return true; }
-    bool describes() const override { return true; }
+    bool rewraps_others() const override { return true; }
 
     std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
                                                     const Credential &credential) const override {
@@ -198,9 +198,8 @@ public:
         const std::string key = key_for_region(server, server.option("master_key"));
         const bool rewraps = ask.verb == Verb::rewrap;
         json.add(rewraps ? "DestinationKeyId" : "KeyId", key);
-        if (ask.verb != Verb::describe)
-            add_context(json, rewraps ? "DestinationEncryptionContext" : "EncryptionContext",
-                        ask.context);
+        add_context(json, rewraps ? "DestinationEncryptionContext" : "EncryptionContext",
+                    ask.context);
         const char *target = "TrentService.Decrypt";
         switch (ask.verb) {
             case Verb::make_data_key:
@@ -220,9 +219,6 @@ public:
                 json.add("SourceKeyId", key_for_region(server, ask.source_key));
                 add_context(json, "SourceEncryptionContext", ask.context);
                 break;
-            case Verb::describe:
-                target = "TrentService.DescribeKey";
-                break;
         }
         return aws_request(server, "kms", "endpoint", target, json.finish(), credential, ask.time);
     }
@@ -235,15 +231,6 @@ public:
         if (!json) return aws_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
         Answer answer;
         answer.request_id = clean_request_id(response.header("x-amzn-requestid"));
-        if (ask.verb == Verb::describe) {
-            const auto arn = json->text({"KeyMetadata", "Arn"});
-            if (!arn || arn->empty())
-                return aws_nonsense(server, doing(ask.verb), "It had no KeyMetadata.Arn.");
-            answer.master_key = *arn;
-            answer.master_key_version =
-                json->text({"KeyMetadata", "CurrentKeyMaterialId"}).value_or("");
-            return answer;
-        }
         const auto key_id = json->text({"KeyId"});
         if (!key_id || key_id->empty())
             return aws_nonsense(server, doing(ask.verb), "It had no KeyId.");

@@ -38,6 +38,8 @@ constexpr Option kOptions[] = {
     {"token_endpoint", on_server, https_url, "URL in place of https://login.microsoftonline.com"},
     {"secrets_endpoint", on_server, https_url, "URL in place of https://api.doppler.com"},
     {"metadata_endpoint", on_server, https_url, "URL in place of instance metadata"},
+    {"cache_ttl", on_server, duration, "how long its keys serve before it is asked again"},
+    {"outage_grace", on_server, duration, "how long they serve on where it cannot be reached"},
     {"ca_file", on_server, absolute_path,
      "CA certificates that the servers' certificates must chain to"},
     {"proxy", on_server, proxy_url, "proxy to reach the services by"},

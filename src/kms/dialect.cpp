@@ -2,6 +2,7 @@
 #include "kms/dialect.hpp"
 
 #include <algorithm>
+#include <charconv>
 
 #include "kms/reference.hpp"
 
@@ -74,6 +75,8 @@ const char *expectation(OptionKind kind) {
         case OptionKind::secret_file:
             return "It must say where the secret lies, as file:/absolute/path, and never be the "
                    "secret itself: options are stored in the catalogs and dumped.";
+        case OptionKind::duration:
+            return "It must be a duration of at most 24 hours, such as 90s, 5min or 2h.";
         case OptionKind::auth_method:
             break;
     }
@@ -99,6 +102,8 @@ bool is_valid(const Dialect &dialect, OptionKind kind, std::string_view value) {
             return parse_reference(value).has_value();
         case OptionKind::secret_file:
             return value.starts_with("file:/");
+        case OptionKind::duration:
+            return parse_duration(value).has_value();
         case OptionKind::auth_method:
             break;
     }
@@ -135,6 +140,10 @@ bool Server::has_identity_option(std::string_view option_name) const {
     return !identity_option(option_name).empty() || (brought && brought->contains(option_name));
 }
 
+Clock Server::duration(std::string_view option_name, Clock otherwise) const {
+    return parse_duration(option(option_name)).value_or(otherwise);
+}
+
 http::Transport Server::transport() const {
     return {std::string(option("ca_file")), std::string(option("client_cert_file")),
             std::string(option("client_key_file")), std::string(option("proxy"))};
@@ -157,8 +166,6 @@ const char *doing(Verb verb) {
             return "wrap a key";
         case Verb::rewrap:
             return "rewrap a key";
-        case Verb::describe:
-            return "ask for the newest version of the master key";
         case Verb::unwrap:
             break;
     }
@@ -209,6 +216,21 @@ Status split_brought(const Dialect &dialect,
         std::string("a session cannot bring this identity for ") + dialect.wrapper_name(),
         {},
         legal.empty() ? "This KMS knows no identities." : "Its auth must be one of:" + legal + "."};
+}
+
+std::optional<Clock> parse_duration(std::string_view text) {
+    std::int64_t number = 0;
+    const char *end = text.data() + text.size();
+    const auto read = std::from_chars(text.data(), end, number);
+    if (read.ec != std::errc() || number < 0) return std::nullopt;
+    constexpr std::int64_t most = 86400;
+    constexpr std::pair<std::string_view, std::int64_t> units[] = {
+        {"", 1}, {"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}};
+    for (const auto &[unit, seconds] : units)
+        if (std::string_view(read.ptr, static_cast<std::size_t>(end - read.ptr)) == unit &&
+            number <= most / seconds)
+            return Clock(number * seconds * 1000);
+    return std::nullopt;
 }
 
 bool is_secret_option(const Dialect &dialect, std::string_view name) {

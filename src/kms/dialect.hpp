@@ -32,6 +32,7 @@ enum class OptionKind {
     secret_reference,  // where a secret lies: kms/reference.hpp; never the secret itself
     secret_file,       // file:/absolute/path alone
     auth_method,       // one of the dialect's
+    duration,          // a number of s, min, h or d, at most 24 h: parse_duration()
 };
 
 struct Option {
@@ -61,6 +62,8 @@ struct Server {
     // Set, or brought.
     bool has_identity_option(std::string_view name) const;
     bool flag(std::string_view name) const { return option(name) == "true"; }
+    // An option that is a duration, or what is meant where it is not set.
+    Clock duration(std::string_view name, Clock otherwise) const;
     http::Transport transport() const;
 };
 
@@ -86,7 +89,6 @@ enum class Verb {
     wrap,
     unwrap,
     rewrap,  // what is wrapped, under the newest version of the server's master key, inside the KMS
-    describe,  // the master key: its name and newest version
 };
 struct Ask {
     Verb verb = Verb::unwrap;
@@ -124,10 +126,10 @@ public:
     virtual std::span<const char *const> brought_methods() const = 0;
     // Whether it makes data keys itself; else a key of ours is wrapped.
     virtual bool makes_data_keys() const { return true; }
-    // Whether it rewraps; else a key is unwrapped and wrapped again.
+    // Whether it rewraps, and whether only what the same master key wrapped; else a key is
+    // unwrapped and wrapped again.
     virtual bool rewraps() const { return false; }
-    // Whether it tells the newest version of a master key.
-    virtual bool describes() const { return false; }
+    virtual bool rewraps_others() const { return false; }
 
     // The request to be sent, or the answer itself from a KMS that is no service.
     virtual std::variant<http::Request, Result<Answer>> ask(const Server &server, const Ask &ask,
@@ -135,9 +137,9 @@ public:
     // Reads what came back for `ask`. Errors by the table of error classes in doc/kms.md.
     virtual Result<Answer> read(const Server &server, const Ask &ask,
                                 http::Response response) const = 0;
-    // How many keys one request unwraps or rewraps; the two functions below only where it is more
-    // than one. All asks are of one of these verbs and name the same master key. The answers come
-    // in the order of the asks, each or its error.
+    // How many keys one request wraps, unwraps or rewraps; the two functions below only where it is
+    // more than one. All asks are of one of these verbs and name the same master key. The answers
+    // come in the order of the asks, each or its error.
     virtual std::size_t max_batch() const { return 1; }
     virtual http::Request ask_batch(const Server &server, std::span<const Ask> asks,
                                     const Credential &credential) const;
@@ -169,6 +171,9 @@ const Dialect &local_dialect();
 Status split_brought(const Dialect &dialect,
                      std::map<std::string, SecretBytes, std::less<>> &&given, Options &plain,
                      std::map<std::string, SecretBytes, std::less<>> &contents);
+
+// "90", "90s", "5min", "2h", "1d"; nothing where it is none, or more than 24 hours.
+std::optional<Clock> parse_duration(std::string_view text);
 
 // Whether the mapping's option of that name refers to a secret.
 bool is_secret_option(const Dialect &dialect, std::string_view name);

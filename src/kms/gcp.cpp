@@ -26,6 +26,8 @@ constexpr Option kOptions[] = {
     {"secrets_endpoint", on_server, https_url,
      "URL in place of https://secretmanager.googleapis.com"},
     {"metadata_endpoint", on_server, https_url, "URL in place of the metadata server"},
+    {"cache_ttl", on_server, duration, "how long its keys serve before it is asked again"},
+    {"outage_grace", on_server, duration, "how long they serve on where it cannot be reached"},
     {"ca_file", on_server, absolute_path,
      "CA certificates that the servers' certificates must chain to"},
     {"proxy", on_server, proxy_url, "proxy to reach the services by"},

@@ -19,6 +19,8 @@ constexpr Option kOptions[] = {
     {"master_key", on_server, name, "name of the derived transit key"},
     {"mount", on_server, name, "mount point of the transit engine, by default transit"},
     {"namespace", on_server, name, "namespace of the transit engine and the auth methods"},
+    {"cache_ttl", on_server, duration, "how long its keys serve before it is asked again"},
+    {"outage_grace", on_server, duration, "how long they serve on where it cannot be reached"},
     {"ca_file", on_server, absolute_path,
      "CA certificates that the server's certificate must chain to"},
     {"proxy", on_server, proxy_url, "proxy to reach the server by"},
@@ -135,8 +137,6 @@ public:
             case Verb::unwrap:
                 body = write_json({{"context", context}, {"ciphertext", as_text(ask.wrapped)}});
                 break;
-            case Verb::describe:
-                break;  // never asked: describes() is false
         }
         return vault_request(server, "POST", path_of(server, ask.verb), &credential.secret,
                              std::move(body));
@@ -182,11 +182,14 @@ public:
                             const Credential &credential) const override {
         JsonWriter json;
         json.open_array("batch_input");
-        for (const Ask &ask : asks)
-            json.open_element()
-                .add("ciphertext", as_text(ask.wrapped))
-                .add("context", crypto::to_base64(as_bytes(ask.context)))
-                .close();
+        for (const Ask &ask : asks) {
+            json.open_element().add("context", crypto::to_base64(as_bytes(ask.context)));
+            if (ask.verb == Verb::wrap)
+                json.add("plaintext", crypto::to_base64_secret(ask.key->expose()).expose_text());
+            else
+                json.add("ciphertext", as_text(ask.wrapped));
+            json.close();
+        }
         json.close();
         return vault_request(server, "POST", path_of(server, asks.front().verb), &credential.secret,
                              json.finish());
@@ -217,7 +220,7 @@ public:
             Answer answer;
             answer.master_key = server.option("master_key");
             std::string_view wrapped = as_text(asks[i].wrapped);
-            if (verb == Verb::rewrap) {
+            if (verb != Verb::unwrap) {
                 wrapped = json->element_text(results, i, "ciphertext").value_or("");
             } else {
                 const auto plaintext = json->element_text(results, i, "plaintext");
@@ -229,7 +232,7 @@ public:
                 answer.key = std::move(*key);
             }
             std::optional<std::string> version = key_version(wrapped);
-            if (!version && verb == Verb::rewrap)
+            if (!version && verb != Verb::unwrap)
                 return vault_nonsense(server, doing(verb),
                                       "An item's ciphertext was not vault:vN:....");
             answer.wrapped.assign(wrapped.begin(), wrapped.end());

@@ -21,6 +21,7 @@ constexpr RightFunction kFunctions[] = {
     {"encrypt", "envcrypt_encrypt_envelope_bytea"},
     {"decrypt", "envcrypt_decrypt"},
     {"decrypt", "envcrypt_decrypt_as"},
+    {"decrypt", "envcrypt_try_decrypt"},
     {"decrypt", "envcrypt_cast_to"},
     {"decrypt", "envcrypt_decrypt_envelope"},
     {"search", "envcrypt_search"},
@@ -35,6 +36,14 @@ constexpr RightFunction kFunctions[] = {
     {"manage", "envcrypt_apply_receipt"},
     {"manage", "envcrypt_disable_tenant"},
     {"manage", "envcrypt_enable_tenant"},
+    {"manage", "envcrypt_rewrap_keys"},
+    {"manage", "envcrypt_add_wrapping"},
+    {"manage", "envcrypt_drop_wrapping"},
+    {"manage", "envcrypt_create_group_key"},
+    {"manage", "envcrypt_move_tenant"},
+    {"manage", "envcrypt_export_keys"},
+    {"manage", "envcrypt_import_keys"},
+    {"manage", "envcrypt_rename_server"},
     {kAnyRight, "envcrypt_inspect"},
     {kAnyRight, "envcrypt_count_values"},
     {kAnyRight, "envcrypt_load_keys"},
@@ -126,10 +135,10 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
         const char *right = TextDatumGetCString(rights[i]);
         change_functions(right, change, direction, role_name);
         if (strcmp(right, "manage") == 0)
-            execute(
-                psprintf("%s SELECT ON envcrypt.cache, envcrypt.columns, envcrypt.tenants, "
-                         "envcrypt.keys, envcrypt.wrappings, envcrypt.journal %s %s",
-                         change, direction, role_name));
+            execute(psprintf(
+                "%s SELECT ON envcrypt.cache, envcrypt.columns, envcrypt.tenants, "
+                "envcrypt.keys, envcrypt.wrappings, envcrypt.journal, envcrypt.progress %s %s",
+                change, direction, role_name));
     }
     if (grant || !holds_any_right(role)) {
         execute(psprintf("%s USAGE ON SCHEMA envcrypt %s %s", change, direction, role_name));

@@ -19,6 +19,13 @@ constexpr std::uint64_t kEpochCheckMs = 100;
 Backend *the_backend = nullptr;
 int the_backend_pid = 0;
 
+std::uint64_t milliseconds(clockid_t clock) {
+    timespec time;
+    clock_gettime(clock, &time);
+    return static_cast<std::uint64_t>(time.tv_sec) * 1000 +
+           static_cast<std::uint64_t>(time.tv_nsec) / 1000000;
+}
+
 void wipe_keys() {
     if (Backend *state = backend_if_any()) {
         ErrorReport ignored;
@@ -62,6 +69,7 @@ void roll_back(Backend &state, int from_level) {
         state.batch.clear();
         state.batch_filling.clear();
         state.operation.reset();
+        state.keys_in_hand = 0;
         std::erase_if(state.commit_lines,
                       [&](const CommitLine &line) { return line.nest_level >= from_level; });
         if (state.uncommitted.empty()) return;
@@ -72,6 +80,16 @@ void roll_back(Backend &state, int from_level) {
             return true;
         });
     });
+}
+
+// What has had its time goes at the end of any transaction, whether it concerns envcrypt or not.
+void expire_keys(Backend &state) {
+    static std::uint64_t last = 0;
+    const std::uint64_t tick = milliseconds(CLOCK_MONOTONIC_COARSE);
+    if (state.cache.size() == 0 || tick - last < kEpochCheckMs) return;
+    last = tick;
+    ErrorReport ignored;
+    (void)guarded(ignored, [&] { state.cache.expire(now()); });
 }
 
 // An identity that was brought for the transaction ends with it; one for the session does where the
@@ -100,22 +118,32 @@ void on_transaction(XactEvent event, void *) {
     if (state == nullptr) return;
     switch (event) {
         case XACT_EVENT_PRE_PREPARE:
-            if (state->uncommitted.empty() && state->commit_lines.empty()) break;
+            if (!state->keys_changed) break;
             ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-                            errmsg("cannot PREPARE a transaction that has made keys"),
+                            errmsg("cannot PREPARE a transaction that has changed keys"),
                             errhint("Commit the key change in a transaction of its own.")));
             break;
         case XACT_EVENT_ABORT:
         case XACT_EVENT_PARALLEL_ABORT:
             roll_back(*state, 0);
             end_brought(*state, false);
+            state->keys_changed = false;
+            expire_keys(*state);
             break;
         case XACT_EVENT_COMMIT:
         case XACT_EVENT_PREPARE:
         case XACT_EVENT_PARALLEL_COMMIT:
             end_brought(*state, true);
+            state->keys_changed = false;
+            expire_keys(*state);
+            // an error now would be a PANIC: to the client, whose encoding may lack a letter, goes
+            // nothing
             for (const CommitLine &line : state->commit_lines)
-                ereport(LOG, (errmsg("envcrypt: %s", line.line.c_str()), errhidestmt(true)));
+                ereport(LOG_SERVER_ONLY,
+                        (errmsg("envcrypt: %s, committed at WAL %X/%X", line.line.c_str(),
+                                static_cast<unsigned>(XactLastCommitEnd >> 32),
+                                static_cast<unsigned>(XactLastCommitEnd)),
+                         errhidestmt(true)));
             state->commit_lines.clear();
             if (state->uncommitted.empty()) break;
             state->uncommitted.clear();
@@ -168,13 +196,6 @@ void register_callbacks() {
     RegisterSubXactCallback(on_subtransaction, nullptr);
 }
 
-std::uint64_t milliseconds(clockid_t clock) {
-    timespec time;
-    clock_gettime(clock, &time);
-    return static_cast<std::uint64_t>(time.tv_sec) * 1000 +
-           static_cast<std::uint64_t>(time.tv_nsec) / 1000000;
-}
-
 }  // namespace
 
 Backend *backend_if_any() {
@@ -212,7 +233,7 @@ void follow_epoch() {
     AcceptInvalidationMessages();
     if (Backend *state = backend_if_any()) {
         ErrorReport report;
-        if (!guarded(report, [&] { state->cache.drop_expired(now()); })) raise(report);
+        if (!guarded(report, [&] { state->cache.expire(now()); })) raise(report);
     }
 }
 

@@ -27,6 +27,12 @@ struct UncommittedKey {
     bool superseded;       // still the newest that is committed
 };
 
+// A KMS that was away: when it is asked first again, and how long the pause was.
+struct Away {
+    kms::Clock until{};
+    kms::Clock pause{};
+};
+
 // What the server's log is told once the transaction under way is committed.
 struct CommitLine {
     std::string line;
@@ -89,7 +95,10 @@ struct Backend {
     std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
     std::vector<CommitLine> commit_lines;
+    bool keys_changed = false;  // by the transaction under way, or one within it
     std::vector<BroughtIdentity> brought;
+    std::map<keyring::IdentityId, Away> away;
+    std::size_t keys_in_hand = 0;  // that many are needed at once: the cache holds them
 
     // What resolve.cpp found out in `resolved_epoch`: which open key a role may use.
     struct Resolved {
@@ -113,7 +122,8 @@ extern std::uint64_t tenant_setting_changes;  // counts assignments of envcrypt.
 extern bool setting_tenant_per_transaction;   // envcrypt.tenant_scope = transaction
 extern int setting_kms_timeout;               // milliseconds
 extern int setting_kms_concurrency;
-extern int setting_cache_ttl;  // seconds
+extern int setting_cache_ttl;     // seconds
+extern int setting_outage_grace;  // seconds
 extern int setting_cache_size;
 extern bool setting_require_mlock;
 
@@ -163,12 +173,16 @@ void forget_brought(Backend &state, Condition condition) {
     session_brought_identity = !state.brought.empty();
 }
 
+// Makes room for a new batch.
+void begin_batch();
 // Drives all of `backend().runs` to their end, up to `setting_kms_concurrency` of them at once,
 // waiting where it must. False where one failed, said by the report: the others are then left where
 // they were, and the caller drops all. The one function of the project that waits: see below.
 bool run_operations(ErrorReport &report);
-// Drives all of `backend().batch` to their end and raises where one failed; they then hold their
-// results until the next batch begins.
+// Drives all of `backend().batch` to their end; they then hold their results until the next batch
+// begins. False where one failed, as the report says: nothing is left of the batch.
+bool try_batch(ErrorReport &report);
+// The same, raising the report.
 void run_batch();
 // Drives the operation that `backend().operation` holds to its end, waiting where it must. True
 // where all went well: `backend().operation` then holds the result until the caller resets it; else

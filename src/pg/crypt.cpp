@@ -33,14 +33,21 @@ struct SealingSite {
     TokenSite token;
 };
 
-keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parsed &parsed) {
+// What to do where a key is not available: denied, its KMS away, its tenant out of use.
+enum class Unavailable { raise, is_null };
+
+// Null only where that is asked for.
+keyring::Subkey *opening_subkey(OpeningSite &site, Oid right, const value::Parsed &parsed,
+                                Unavailable unavailable) {
     ErrorReport report;
     if (!site.site.is_current() || site.key_id != parsed.header.key_id) {
         const std::uint64_t seen = epoch;
         site.site.key = nullptr;
         require_right(right);
-        keyring::OpenKey &open = resolve_for_opening(parsed.header.key_id);
-        site.site.remember(open, seen);
+        keyring::OpenKey *open =
+            resolve_for_opening(parsed.header.key_id, unavailable == Unavailable::is_null);
+        if (open == nullptr) return nullptr;
+        site.site.remember(*open, seen);
         site.key_id = parsed.header.key_id;
         site.subkey = nullptr;
     }
@@ -54,7 +61,7 @@ keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parse
     } else {
         site.subkey->used = true;
     }
-    return *site.subkey;
+    return site.subkey;
 }
 
 [[noreturn]] void raise_wrong_label(value::Label label, value::Label expected) {
@@ -89,9 +96,10 @@ keyring::Subkey &opening_subkey(OpeningSite &site, Oid right, const value::Parse
 }
 
 // The plaintext of a stored value as a varlena, in the type's send format. Of any tenant where none
-// is expected.
+// is expected. Null only where that is asked for.
 bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, value::Label label,
-                  ByteView associated_data, ByteView tenant) {
+                  ByteView associated_data, ByteView tenant,
+                  Unavailable unavailable = Unavailable::raise) {
     if (unlikely(parsed.header.label != label)) raise_wrong_label(parsed.header.label, label);
     if (unlikely(parsed.header.bound != !associated_data.empty())) {
         if (parsed.header.bound)
@@ -108,7 +116,8 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
                                 "label => '...'.")));
     }
     follow_epoch();
-    keyring::Subkey &subkey = opening_subkey(site, right, parsed);
+    keyring::Subkey *subkey = opening_subkey(site, right, parsed, unavailable);
+    if (unlikely(subkey == nullptr)) return nullptr;
     if (!tenant.empty() && as_text(tenant) != site.site.key->tenant)
         raise_wrong_tenant(site.site.key->tenant.c_str(), tenant);
     const std::size_t size = parsed.plaintext_size();
@@ -117,7 +126,7 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
     bool opened = false;
     ErrorReport report;
     if (unlikely(!guarded(report, [&] {
-            opened = value::open(*subkey.aead, parsed, associated_data,
+            opened = value::open(*subkey->aead, parsed, associated_data,
                                  {reinterpret_cast<std::uint8_t *>(VARDATA(plaintext)), size});
         })))
         raise(report);
@@ -131,7 +140,8 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
 // The value that is the first argument; its label is what `label` says or else what its column
 // declares.
 bytea *open_argument(FunctionCallInfo fcinfo, value::Label label, ByteView associated_data,
-                     ByteView tenant, value::Type *type) {
+                     ByteView tenant, value::Type *type,
+                     Unavailable unavailable = Unavailable::raise) {
     refuse_maintenance();
     auto &site = call_site<OpeningSite>(fcinfo->flinfo);
     if (unlikely(!site.knows_label)) {
@@ -142,7 +152,7 @@ bytea *open_argument(FunctionCallInfo fcinfo, value::Label label, ByteView assoc
     const value::Parsed parsed = parse_value(varlena_bytes(PG_GETARG_BYTEA_PP(0)));
     *type = parsed.header.type;
     return open_value(site, fcinfo->flinfo->fn_oid, parsed, label != 0 ? label : site.label,
-                      associated_data, tenant);
+                      associated_data, tenant, unavailable);
 }
 
 keyring::OpenKey &sealing_key(SealingSite &site, Oid right, ByteView tenant) {
@@ -287,16 +297,27 @@ ENVCRYPT_FUNCTION(envcrypt_coerce) {
                       {reinterpret_cast<const std::uint8_t *>(key.tenant), strlen(key.tenant)}, {});
 }
 
-// decrypt(value, associated_data, label, tenant): the plaintext in its type's text form.
-ENVCRYPT_FUNCTION(envcrypt_decrypt) {
+static Datum decrypt_text(FunctionCallInfo fcinfo, Unavailable unavailable) {
     const ByteView associated = optional_text(fcinfo, 1, "associated_data");
     const ByteView label = optional_text(fcinfo, 2, "label");
     const ByteView tenant = optional_text(fcinfo, 3, "tenant");
     if (PG_ARGISNULL(0)) PG_RETURN_NULL();
     value::Type type;
-    bytea *plaintext = open_argument(fcinfo, read_label(label),
-                                     to_utf8(associated, "associated_data"), tenant, &type);
+    bytea *plaintext =
+        open_argument(fcinfo, read_label(label), to_utf8(associated, "associated_data"), tenant,
+                      &type, unavailable);
+    if (unlikely(plaintext == nullptr)) PG_RETURN_NULL();
     PG_RETURN_TEXT_P(plaintext_text(type, plaintext));
+}
+
+// decrypt(value, associated_data, label, tenant): the plaintext in its type's text form.
+ENVCRYPT_FUNCTION(envcrypt_decrypt) {
+    return decrypt_text(fcinfo, Unavailable::raise);
+}
+
+// try_decrypt(value, associated_data, label, tenant): NULL where the key is not available.
+ENVCRYPT_FUNCTION(envcrypt_try_decrypt) {
+    return decrypt_text(fcinfo, Unavailable::is_null);
 }
 
 static void require_type(value::Type type, Oid wanted) {

@@ -2,10 +2,12 @@
 // frames; lies in the current memory context.
 #pragma once
 
-#include "keyring/operation.hpp"
-#include "pg/keys.hpp"
+#include "pg/wrapping.hpp"
 
 namespace envcrypt::pg {
+
+// A line of the journal: `details` is a JSON object.
+void insert_journal(const char *act, const char *tenant, const char *details);
 
 class Journal {
 public:
@@ -13,9 +15,9 @@ public:
     Journal(const char *act, const char *tenant);
     void add(const char *name, const char *text);
     void add(const char *name, int number);
-    // A key that a KMS made or wrapped: its id, where, under which master key, and the KMS's id of
+    // A key that was made or wrapped: its id, where, under which master key, and the KMS's id of
     // the request.
-    void add_key(const KeyRow &key, const char *server, const kms::Answer &made);
+    void add_wrapping(const Wrapping &wrapping);
     // Once, in the transaction of what it tells.
     void write();
 

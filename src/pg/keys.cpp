@@ -1,7 +1,7 @@
 // See keys.hpp.
 #include "pg/keys.hpp"
 
-#include "pg/backend.hpp"
+#include "pg/table.hpp"
 
 namespace envcrypt::pg {
 
@@ -41,13 +41,11 @@ enum {
     master_key,
     master_key_version,
     attestation,
+    own_master_key,
     created_at,
-    count = created_at
+    wrapped_at,
+    count = wrapped_at
 };
-}
-
-namespace journal_column {
-enum { at = 1, role, session_role, act, tenant, details, count = details };
 }
 
 constexpr int16 kSuite = 1;  // AES-256-GCM and the derivations of format 1
@@ -57,98 +55,22 @@ constexpr const char *kKeyStates[] = {"pending", "active", "decrypt_only", "dest
 constexpr crypto::Purpose kPurposes[] = {crypto::Purpose::data, crypto::Purpose::search,
                                          crypto::Purpose::group};
 
-[[noreturn]] void corrupt_row(const char *table, const char *what) {
-    ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-                    errmsg("a row of envcrypt.%s holds an invalid %s", table, what),
-                    errhint("The key tables are written by envcrypt's own functions only; restore "
-                            "the row from a backup.")));
-    pg_unreachable();
-}
-
 template <std::size_t Count>
 int index_of(const char *const (&names)[Count], const char *name, const char *table) {
     for (std::size_t i = 0; i < Count; ++i)
         if (strcmp(names[i], name) == 0) return static_cast<int>(i);
-    corrupt_row(table, "state");
+    raise_corrupt_row(table, "state");
 }
 
 crypto::Purpose purpose_of(const char *name) {
     for (const crypto::Purpose purpose : kPurposes)
         if (strcmp(crypto::purpose_name(purpose), name) == 0) return purpose;
-    corrupt_row("data_key", "purpose");
+    raise_corrupt_row("data_key", "purpose");
 }
 
-Datum text_datum(const char *text) {
-    return CStringGetTextDatum(text);
-}
-
-Datum bytea_datum(ByteView bytes) {
-    auto *copy = static_cast<bytea *>(palloc(VARHDRSZ + bytes.size()));
-    SET_VARSIZE(copy, VARHDRSZ + bytes.size());
-    memcpy(VARDATA(copy), bytes.data(), bytes.size());
-    return PointerGetDatum(copy);
-}
-
-Oid relation_oid(const char *name) {
-    const Oid schema = get_namespace_oid("envcrypt", true);
-    const Oid relation = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
-    if (!OidIsValid(relation))
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-                        errmsg("relation envcrypt.%s does not exist", name),
-                        errhint("CREATE EXTENSION envcrypt;")));
-    return relation;
-}
-
-struct Table {
-    const char *name;
-    int columns;
-    Oid KeyTables::*watched;
-};
 constexpr Table kTenant{"tenant", tenant_column::count, &KeyTables::tenant};
 constexpr Table kDataKey{"data_key", key_column::count, &KeyTables::data_key};
-constexpr Table kJournal{"journal", journal_column::count, nullptr};
 constexpr Table kWrappedKey{"wrapped_key", wrapped_column::count, &KeyTables::wrapped_key};
-
-Relation open_table(const Table &table, LOCKMODE mode) {
-    const Oid oid = relation_oid(table.name);
-    if (table.watched != nullptr) watched_tables.*table.watched = oid;
-    Relation relation = table_open(oid, mode);
-    if (RelationGetNumberOfAttributes(relation) != table.columns)
-        ereport(ERROR,
-                (errcode(ERRCODE_DATA_CORRUPTED),
-                 errmsg("table envcrypt.%s does not have the columns it was made with", table.name),
-                 errhint("Take back what was added to it or dropped from it.")));
-    return relation;
-}
-
-// Calls visit(values, nulls) for each visible row that the keys find, until it answers false.
-template <class Visit>
-void scan(const Table &table, const char *index, ScanKeyData *keys, int key_count, Visit visit) {
-    Relation relation = open_table(table, AccessShareLock);
-    SysScanDesc found =
-        systable_beginscan(relation, index != nullptr ? relation_oid(index) : InvalidOid,
-                           index != nullptr, nullptr, key_count, keys);
-    for (HeapTuple tuple = systable_getnext(found); HeapTupleIsValid(tuple);
-         tuple = systable_getnext(found)) {
-        Datum values[16];
-        bool nulls[16];
-        heap_deform_tuple(tuple, RelationGetDescr(relation), values, nulls);
-        for (int i = 0; i < table.columns; ++i)
-            if (nulls[i]) corrupt_row(table.name, "NULL");
-        if (!visit(tuple, values, nulls)) break;
-    }
-    systable_endscan(found);
-    table_close(relation, AccessShareLock);
-}
-
-void key_equals(ScanKeyData *key, AttrNumber column, const char *text) {
-    ScanKeyInit(key, column, BTEqualStrategyNumber, F_TEXTEQ, text_datum(text));
-}
-
-void key_equals(ScanKeyData *key, AttrNumber column, std::uint64_t key_id) {
-    ScanKeyInit(key, column, BTEqualStrategyNumber, F_INT8EQ,
-                Int64GetDatum(static_cast<int64>(key_id)));
-}
 
 void read_key(HeapTuple tuple, const Datum *values, KeyRow &row) {
     row.own = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
@@ -156,30 +78,15 @@ void read_key(HeapTuple tuple, const Datum *values, KeyRow &row) {
     row.tenant = TextDatumGetCString(values[key_column::tenant - 1]);
     row.purpose = purpose_of(TextDatumGetCString(values[key_column::purpose - 1]));
     row.version = DatumGetInt32(values[key_column::version - 1]);
+    row.created_at = DatumGetTimestampTz(values[key_column::created_at - 1]);
     row.state = static_cast<KeyState>(
         index_of(kKeyStates, TextDatumGetCString(values[key_column::state - 1]), "data_key"));
-    if (DatumGetInt16(values[key_column::suite - 1]) != kSuite) corrupt_row("data_key", "suite");
+    if (DatumGetInt16(values[key_column::suite - 1]) != kSuite)
+        raise_corrupt_row("data_key", "suite");
     const bytea *commitment = DatumGetByteaPP(values[key_column::commitment - 1]);
     if (VARSIZE_ANY_EXHDR(commitment) != row.commitment.size())
-        corrupt_row("data_key", "commitment");
+        raise_corrupt_row("data_key", "commitment");
     memcpy(row.commitment.data(), VARDATA_ANY(commitment), row.commitment.size());
-}
-
-// Key changes are never lost by a crash after their COMMIT was confirmed, and are seen by
-// everybody.
-void changed(Relation relation) {
-    CacheInvalidateRelcache(relation);
-    ForceSyncCommit();
-}
-
-void insert_row(const Table &table, Datum *values) {
-    bool nulls[16] = {};
-    Relation relation = open_table(table, RowExclusiveLock);
-    HeapTuple tuple = heap_form_tuple(RelationGetDescr(relation), values, nulls);
-    CatalogTupleInsert(relation, tuple);
-    changed(relation);
-    table_close(relation, NoLock);
-    CommandCounterIncrement();
 }
 
 }  // namespace
@@ -191,33 +98,54 @@ bool is_tenant_name(const char *name) {
                length;
 }
 
+namespace {
+
+void read_tenant(const Datum *values, TenantRow &row) {
+    row.name = TextDatumGetCString(values[tenant_column::name - 1]);
+    row.state = static_cast<TenantState>(
+        index_of(kTenantStates, TextDatumGetCString(values[tenant_column::state - 1]), "tenant"));
+    row.server = TextDatumGetCString(values[tenant_column::server - 1]);
+    row.master_key = TextDatumGetCString(values[tenant_column::master_key - 1]);
+    row.group_key = TextDatumGetCString(values[tenant_column::group_key - 1]);
+    row.search_tenant = TextDatumGetCString(values[tenant_column::search_tenant - 1]);
+}
+
+}  // namespace
+
 bool find_tenant(const char *name, TenantRow &row) {
     bool found = false;
     ScanKeyData key;
     key_equals(&key, tenant_column::name, name);
-    scan(kTenant, "tenant_pkey", &key, 1, [&](HeapTuple, const Datum *values, const bool *) {
-        row.name = pstrdup(name);
-        row.state = static_cast<TenantState>(index_of(
-            kTenantStates, TextDatumGetCString(values[tenant_column::state - 1]), "tenant"));
-        row.server = TextDatumGetCString(values[tenant_column::server - 1]);
-        row.master_key = TextDatumGetCString(values[tenant_column::master_key - 1]);
-        row.search_tenant = TextDatumGetCString(values[tenant_column::search_tenant - 1]);
+    scan(kTenant, "tenant_pkey", &key, 1, [&](HeapTuple, const Datum *values) {
+        read_tenant(values, row);
         found = true;
         return false;
     });
     return found;
 }
 
+List *find_tenants_at(const char *server) {
+    List *rows = NIL;
+    ScanKeyData key;
+    key_equals(&key, tenant_column::server, server);
+    scan(kTenant, nullptr, &key, 1, [&](HeapTuple, const Datum *values) {
+        auto *row = static_cast<TenantRow *>(palloc(sizeof(TenantRow)));
+        read_tenant(values, *row);
+        rows = lappend(rows, row);
+        return true;
+    });
+    return rows;
+}
+
 bool find_key(std::uint64_t key_id, KeyRow &row) {
     bool found = false;
     ScanKeyData key;
     key_equals(&key, key_column::key_id, key_id);
-    scan(kDataKey, "data_key_pkey", &key, 1,
-         [&](HeapTuple tuple, const Datum *values, const bool *) {
-             read_key(tuple, values, row);
-             found = true;
-             return false;
-         });
+    scan(kDataKey, "data_key_pkey", &key, 1, [&](HeapTuple tuple, const Datum *values) {
+        read_key(tuple, values, row);
+        found = true;
+        return false;
+    });
     return found;
 }
 
@@ -228,7 +156,7 @@ bool find_newest_key(const char *tenant, crypto::Purpose purpose, bool (*usable)
     key_equals(&keys[0], key_column::tenant, tenant);
     key_equals(&keys[1], key_column::purpose, crypto::purpose_name(purpose));
     scan(kDataKey, "data_key_tenant_purpose_version_key", keys, 2,
-         [&](HeapTuple tuple, const Datum *values, const bool *) {
+         [&](HeapTuple tuple, const Datum *values) {
              KeyRow other;
              read_key(tuple, values, other);
              if ((!found || other.version > row.version) && usable(other)) {
@@ -245,7 +173,7 @@ namespace {
 List *collect_keys(ScanKeyData *keys, int count) {
     List *rows = NIL;
     scan(kDataKey, "data_key_tenant_purpose_version_key", keys, count,
-         [&](HeapTuple tuple, const Datum *values, const bool *) {
+         [&](HeapTuple tuple, const Datum *values) {
              auto *row = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
              read_key(tuple, values, *row);
              rows = lappend(rows, row);
@@ -263,8 +191,7 @@ List *find_keys(const char *tenant, crypto::Purpose purpose) {
     List *rows = collect_keys(keys, 2);
     ListCell *cell;
     foreach (cell, rows) {
-        const KeyState state = static_cast<KeyRow *>(lfirst(cell))->state;
-        if (state != KeyState::active && state != KeyState::decrypt_only)
+        if (!is_live(*static_cast<KeyRow *>(lfirst(cell))))
             rows = foreach_delete_current(rows, cell);
     }
     return rows;
@@ -273,14 +200,19 @@ List *find_keys(const char *tenant, crypto::Purpose purpose) {
 List *find_all_keys(const char *tenant) {
     ScanKeyData key;
     key_equals(&key, key_column::tenant, tenant);
-    return collect_keys(&key, 1);
+    List *rows = collect_keys(&key, 1);
+    ListCell *cell;
+    foreach (cell, rows)
+        if (static_cast<KeyRow *>(lfirst(cell))->purpose == crypto::Purpose::group)
+            rows = foreach_delete_current(rows, cell);
+    return rows;
 }
 
 char *find_search_user(const char *tenant) {
     char *found = nullptr;
     ScanKeyData key;
     key_equals(&key, tenant_column::search_tenant, tenant);
-    scan(kTenant, nullptr, &key, 1, [&](HeapTuple, const Datum *values, const bool *) {
+    scan(kTenant, "tenant_search_tenant_idx", &key, 1, [&](HeapTuple, const Datum *values) {
         const char *state = TextDatumGetCString(values[tenant_column::state - 1]);
         if (index_of(kTenantStates, state, "tenant") == static_cast<int>(TenantState::destroyed))
             return true;
@@ -290,39 +222,106 @@ char *find_search_user(const char *tenant) {
     return found;
 }
 
+namespace {
+
+ByteView copied_bytes(Datum datum) {
+    const bytea *copy = DatumGetByteaPCopy(datum);
+    return {reinterpret_cast<const std::uint8_t *>(VARDATA_ANY(copy)), VARSIZE_ANY_EXHDR(copy)};
+}
+
+WrappedKeyRow *read_wrapped_key(const Datum *values) {
+    auto *row = static_cast<WrappedKeyRow *>(palloc(sizeof(WrappedKeyRow)));
+    row->key_id = static_cast<std::uint64_t>(DatumGetInt64(values[wrapped_column::key_id - 1]));
+    row->server = TextDatumGetCString(values[wrapped_column::server - 1]);
+    row->group_key = TextDatumGetCString(values[wrapped_column::group_key - 1]);
+    row->wrapped = copied_bytes(values[wrapped_column::wrapped - 1]);
+    row->master_key = TextDatumGetCString(values[wrapped_column::master_key - 1]);
+    row->master_key_version = TextDatumGetCString(values[wrapped_column::master_key_version - 1]);
+    row->attestation = copied_bytes(values[wrapped_column::attestation - 1]);
+    row->own_master_key = DatumGetBool(values[wrapped_column::own_master_key - 1]);
+    row->created_at = DatumGetTimestampTz(values[wrapped_column::created_at - 1]);
+    row->wrapped_at = DatumGetTimestampTz(values[wrapped_column::wrapped_at - 1]);
+    return row;
+}
+
+int by_creation(const ListCell *a, const ListCell *b) {
+    const auto *first = static_cast<WrappedKeyRow *>(lfirst(a));
+    const auto *second = static_cast<WrappedKeyRow *>(lfirst(b));
+    if (first->created_at != second->created_at)
+        return first->created_at < second->created_at ? -1 : 1;
+    return strcmp(first->server, second->server);
+}
+
+}  // namespace
+
 List *find_wrapped_keys(std::uint64_t key_id) {
     List *rows = NIL;
     ScanKeyData key;
     key_equals(&key, wrapped_column::key_id, key_id);
-    scan(kWrappedKey, "wrapped_key_pkey", &key, 1,
-         [&](HeapTuple, const Datum *values, const bool *) {
-             auto *row = static_cast<WrappedKeyRow *>(palloc(sizeof(WrappedKeyRow)));
-             const bytea *wrapped = DatumGetByteaPCopy(values[wrapped_column::wrapped - 1]);
-             row->key_id = key_id;
-             row->server = TextDatumGetCString(values[wrapped_column::server - 1]);
-             row->wrapped = {reinterpret_cast<const std::uint8_t *>(VARDATA_ANY(wrapped)),
-                             VARSIZE_ANY_EXHDR(wrapped)};
-             row->master_key = TextDatumGetCString(values[wrapped_column::master_key - 1]);
-             row->master_key_version =
-                 TextDatumGetCString(values[wrapped_column::master_key_version - 1]);
-             const bytea *attestation = DatumGetByteaPCopy(values[wrapped_column::attestation - 1]);
-             row->attestation = {reinterpret_cast<const std::uint8_t *>(VARDATA_ANY(attestation)),
-                                 VARSIZE_ANY_EXHDR(attestation)};
-             rows = lappend(rows, row);
-             return true;
-         });
+    scan(kWrappedKey, "wrapped_key_pkey", &key, 1, [&](HeapTuple, const Datum *values) {
+        rows = lappend(rows, read_wrapped_key(values));
+        return true;
+    });
+    list_sort(rows, by_creation);
     return rows;
+}
+
+WrappedKeyRow *find_wrapped_key(std::uint64_t key_id, const char *server) {
+    WrappedKeyRow *row = nullptr;
+    ScanKeyData keys[2];
+    key_equals(&keys[0], wrapped_column::key_id, key_id);
+    key_equals(&keys[1], wrapped_column::server, server);
+    scan(kWrappedKey, "wrapped_key_pkey", keys, 2, [&](HeapTuple, const Datum *values) {
+        row = read_wrapped_key(values);
+        return false;
+    });
+    return row;
+}
+
+KeyIds find_keys_wrapped_by(const char *server) {
+    KeyIds ids{nullptr, 0};
+    int room = 0;
+    ScanKeyData key;
+    key_equals(&key, wrapped_column::server, server);
+    scan(kWrappedKey, nullptr, &key, 1, [&](HeapTuple, const Datum *values) {
+        ids.add(static_cast<std::uint64_t>(DatumGetInt64(values[wrapped_column::key_id - 1])),
+                room);
+        return true;
+    });
+    return ids;
+}
+
+KeyIds find_live_keys() {
+    KeyIds ids{nullptr, 0};
+    int room = 0;
+    scan(kDataKey, nullptr, nullptr, 0, [&](HeapTuple tuple, const Datum *values) {
+        KeyRow row;
+        read_key(tuple, values, row);
+        if (is_live(row)) ids.add(row.key_id, room);
+        return true;
+    });
+    return ids;
+}
+
+void KeyIds::add(std::uint64_t id, int &room) {
+    if (count == room) {
+        room = room == 0 ? 64 : 2 * room;
+        const Size size = sizeof(std::uint64_t) * static_cast<Size>(room);
+        ids = static_cast<std::uint64_t *>(ids == nullptr
+                                               ? MemoryContextAllocHuge(CurrentMemoryContext, size)
+                                               : repalloc_huge(ids, size));
+    }
+    ids[count++] = id;
 }
 
 bool any_wrapped_key(const char *server) {
     bool found = false;
     ScanKeyData key;
     if (server != nullptr) key_equals(&key, wrapped_column::server, server);
-    scan(kWrappedKey, nullptr, &key, server != nullptr ? 1 : 0,
-         [&](HeapTuple, const Datum *, const bool *) {
-             found = true;
-             return false;
-         });
+    scan(kWrappedKey, nullptr, &key, server != nullptr ? 1 : 0, [&](HeapTuple, const Datum *) {
+        found = true;
+        return false;
+    });
     return found;
 }
 
@@ -332,7 +331,7 @@ void insert_tenant(const TenantRow &row) {
     values[tenant_column::state - 1] = text_datum(kTenantStates[static_cast<int>(row.state)]);
     values[tenant_column::server - 1] = text_datum(row.server);
     values[tenant_column::master_key - 1] = text_datum(row.master_key);
-    values[tenant_column::group_key - 1] = text_datum("");
+    values[tenant_column::group_key - 1] = text_datum(row.group_key);
     values[tenant_column::search_tenant - 1] = text_datum(row.search_tenant);
     values[tenant_column::created_at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
     insert_row(kTenant, values);
@@ -347,7 +346,8 @@ void insert_key(const KeyRow &row) {
     values[key_column::state - 1] = text_datum(kKeyStates[static_cast<int>(row.state)]);
     values[key_column::suite - 1] = Int16GetDatum(kSuite);
     values[key_column::commitment - 1] = bytea_datum(row.commitment);
-    values[key_column::created_at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+    values[key_column::created_at - 1] =
+        TimestampTzGetDatum(row.created_at != 0 ? row.created_at : GetCurrentTimestamp());
     insert_row(kDataKey, values);
 }
 
@@ -355,34 +355,34 @@ void insert_wrapped_key(const WrappedKeyRow &row) {
     Datum values[wrapped_column::count];
     values[wrapped_column::key_id - 1] = Int64GetDatum(static_cast<int64>(row.key_id));
     values[wrapped_column::server - 1] = text_datum(row.server);
-    values[wrapped_column::group_key - 1] = text_datum("");
+    values[wrapped_column::group_key - 1] = text_datum(row.group_key);
     values[wrapped_column::wrapped - 1] = bytea_datum(row.wrapped);
     values[wrapped_column::master_key - 1] = text_datum(row.master_key);
     values[wrapped_column::master_key_version - 1] = text_datum(row.master_key_version);
     values[wrapped_column::attestation - 1] = bytea_datum(row.attestation);
-    values[wrapped_column::created_at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+    values[wrapped_column::own_master_key - 1] = BoolGetDatum(row.own_master_key);
+    values[wrapped_column::created_at - 1] = values[wrapped_column::wrapped_at - 1] =
+        TimestampTzGetDatum(GetCurrentTimestamp());
     insert_row(kWrappedKey, values);
 }
 
 namespace {
 
-// Sets one column of the one row that the key finds.
-void set_column(const Table &table, const char *index, ScanKeyData *key, int column, Datum value) {
-    Relation relation = open_table(table, RowExclusiveLock);
-    scan(table, index, key, 1, [&](HeapTuple tuple, const Datum *, const bool *) {
-        Datum values[16] = {};
-        bool nulls[16] = {};
-        bool replaced[16] = {};
-        values[column - 1] = value;
-        replaced[column - 1] = true;
-        HeapTuple changed_tuple =
-            heap_modify_tuple(tuple, RelationGetDescr(relation), values, nulls, replaced);
-        CatalogTupleUpdate(relation, &tuple->t_self, changed_tuple);
-        return false;
-    });
-    changed(relation);
-    table_close(relation, NoLock);
-    CommandCounterIncrement();
+struct Change {
+    int column;
+    Datum value;
+};
+
+void change_rows(const Table &table, const char *index, ScanKeyData *keys, int key_count,
+                 std::initializer_list<Change> changes) {
+    Datum values[kMaxColumns] = {};
+    bool replaced[kMaxColumns] = {};
+    for (const Change &change : changes) {
+        values[change.column - 1] = change.value;
+        replaced[change.column - 1] = true;
+    }
+    if (update_rows(table, index, keys, key_count, values, replaced) == 0)
+        elog(ERROR, "envcrypt: a row of envcrypt.%s to be changed is not there", table.name);
 }
 
 }  // namespace
@@ -390,40 +390,104 @@ void set_column(const Table &table, const char *index, ScanKeyData *key, int col
 void set_key_state(std::uint64_t key_id, KeyState state) {
     ScanKeyData key;
     key_equals(&key, key_column::key_id, key_id);
-    set_column(kDataKey, "data_key_pkey", &key, key_column::state,
-               text_datum(kKeyStates[static_cast<int>(state)]));
+    change_rows(kDataKey, "data_key_pkey", &key, 1,
+                {{key_column::state, text_datum(kKeyStates[static_cast<int>(state)])}});
 }
 
 void set_tenant_state(const char *name, TenantState state) {
     ScanKeyData key;
     key_equals(&key, tenant_column::name, name);
-    set_column(kTenant, "tenant_pkey", &key, tenant_column::state,
-               text_datum(kTenantStates[static_cast<int>(state)]));
+    change_rows(kTenant, "tenant_pkey", &key, 1,
+                {{tenant_column::state, text_datum(kTenantStates[static_cast<int>(state)])}});
+}
+
+void set_tenant_place(const char *name, const char *server, const char *master_key,
+                      const char *group_key) {
+    ScanKeyData key;
+    key_equals(&key, tenant_column::name, name);
+    change_rows(kTenant, "tenant_pkey", &key, 1,
+                {{tenant_column::server, text_datum(server)},
+                 {tenant_column::master_key, text_datum(master_key)},
+                 {tenant_column::group_key, text_datum(group_key)}});
+}
+
+void replace_wrapped_key(const WrappedKeyRow &row) {
+    ScanKeyData keys[3];
+    key_equals(&keys[0], wrapped_column::key_id, row.key_id);
+    key_equals(&keys[1], wrapped_column::server, row.server);
+    key_equals(&keys[2], wrapped_column::group_key, row.group_key);
+    change_rows(kWrappedKey, "wrapped_key_pkey", keys, 3,
+                {{wrapped_column::wrapped, bytea_datum(row.wrapped)},
+                 {wrapped_column::master_key, text_datum(row.master_key)},
+                 {wrapped_column::master_key_version, text_datum(row.master_key_version)},
+                 {wrapped_column::attestation, bytea_datum(row.attestation)},
+                 {wrapped_column::own_master_key, BoolGetDatum(row.own_master_key)},
+                 {wrapped_column::wrapped_at, TimestampTzGetDatum(GetCurrentTimestamp())}});
 }
 
 void delete_wrapped_keys(std::uint64_t key_id) {
     ScanKeyData key;
     key_equals(&key, wrapped_column::key_id, key_id);
-    Relation relation = open_table(kWrappedKey, RowExclusiveLock);
-    scan(kWrappedKey, "wrapped_key_pkey", &key, 1,
-         [&](HeapTuple tuple, const Datum *, const bool *) {
-             CatalogTupleDelete(relation, &tuple->t_self);
-             return true;
-         });
-    changed(relation);
-    table_close(relation, NoLock);
-    CommandCounterIncrement();
+    (void)delete_rows(kWrappedKey, "wrapped_key_pkey", &key, 1);
 }
 
-void lock_tenant(const char *name) {
-    const auto hash =
+void delete_wrapped_key(std::uint64_t key_id, const char *server, const char *group_key) {
+    ScanKeyData keys[3];
+    key_equals(&keys[0], wrapped_column::key_id, key_id);
+    key_equals(&keys[1], wrapped_column::server, server);
+    key_equals(&keys[2], wrapped_column::group_key, group_key);
+    (void)delete_rows(kWrappedKey, "wrapped_key_pkey", keys, 3);
+}
+
+int rename_server_rows(const char *from, const char *to) {
+    // all of them, whoever else is about to change one
+    for (const Table *table : {&kTenant, &kWrappedKey})
+        LockRelationOid(own_relation(table->name), ShareRowExclusiveLock);
+    ScanKeyData key;
+    Datum values[kMaxColumns] = {};
+    bool replaced[kMaxColumns] = {};
+    key_equals(&key, tenant_column::server, from);
+    values[tenant_column::server - 1] = text_datum(to);
+    replaced[tenant_column::server - 1] = true;
+    (void)update_rows(kTenant, nullptr, &key, 1, values, replaced);
+    Datum wrapped_values[kMaxColumns] = {};
+    bool wrapped_replaced[kMaxColumns] = {};
+    key_equals(&key, wrapped_column::server, from);
+    wrapped_values[wrapped_column::server - 1] = text_datum(to);
+    wrapped_replaced[wrapped_column::server - 1] = true;
+    return update_rows(kWrappedKey, nullptr, &key, 1, wrapped_values, wrapped_replaced);
+}
+
+namespace {
+
+// Few enough for the lock table, however many tenants one transaction changes.
+constexpr std::uint32_t kTenantLocks = 1024;
+
+void lock_for(const char *name, uint16 what) {
+    const std::uint32_t hash =
         hash_bytes(reinterpret_cast<const unsigned char *>(name), static_cast<int>(strlen(name)));
-    LockDatabaseObject(relation_oid(kTenant.name), hash, 0, ExclusiveLock);
+    LockDatabaseObject(own_relation(kTenant.name), hash % kTenantLocks, what, ExclusiveLock);
+}
+
+}  // namespace
+
+void lock_tenant(const char *name) {
+    lock_for(name, 0);
+}
+
+void lock_tenant_row(const char *name) {
+    lock_for(name, 1);
+}
+
+std::uint32_t tenant_lock_order(const char *name) {
+    return hash_bytes(reinterpret_cast<const unsigned char *>(name),
+                      static_cast<int>(strlen(name))) %
+           kTenantLocks;
 }
 
 List *find_tenants_older_than(TimestampTz made_before) {
     List *names = NIL;
-    scan(kDataKey, nullptr, nullptr, 0, [&](HeapTuple tuple, const Datum *values, const bool *) {
+    scan(kDataKey, nullptr, nullptr, 0, [&](HeapTuple tuple, const Datum *values) {
         KeyRow row;
         read_key(tuple, values, row);
         if (row.purpose == crypto::Purpose::data && row.state == KeyState::active &&
@@ -432,18 +496,6 @@ List *find_tenants_older_than(TimestampTz made_before) {
         return true;
     });
     return names;
-}
-
-void insert_journal(const char *act, const char *tenant, const char *details) {
-    Datum values[journal_column::count];
-    values[journal_column::at - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
-    values[journal_column::role - 1] = text_datum(GetUserNameFromId(GetUserId(), false));
-    values[journal_column::session_role - 1] =
-        text_datum(GetUserNameFromId(GetSessionUserId(), false));
-    values[journal_column::act - 1] = text_datum(act);
-    values[journal_column::tenant - 1] = text_datum(tenant);
-    values[journal_column::details - 1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(details));
-    insert_row(kJournal, values);
 }
 
 }  // namespace envcrypt::pg

@@ -1,5 +1,6 @@
-// What happens to keys after they were made: rotate_key(), rotate_keys(), disable_tenant(),
-// enable_tenant(). Each act is one transaction, and a line in the journal.
+// What happens to a tenant and its keys after they were made: rotate_key(), rotate_keys(),
+// disable_tenant(), enable_tenant(). Each act is one transaction, and a line in the journal.
+#include "pg/act.hpp"
 #include "pg/backend.hpp"
 #include "pg/journal.hpp"
 #include "pg/making.hpp"
@@ -9,25 +10,29 @@ namespace envcrypt::pg {
 
 namespace {
 
-// A new version of the tenant's data key; the older ones decrypt only. Returns its version.
-int rotate(const char *name) {
-    lock_tenant(name);
-    const TenantRow tenant = require_tenant(name, false);
-    const Place place = lock_place(tenant.server);
+KeyRow newest_data_key(const char *tenant) {
     KeyRow newest;
     if (!find_newest_key(
-            name, crypto::Purpose::data, [](const KeyRow &) { return true; }, newest))
-        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("tenant \"%s\" has no key", name),
+            tenant, crypto::Purpose::data, [](const KeyRow &) { return true; }, newest))
+        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("tenant \"%s\" has no key", tenant),
                         errhint("Restore the rows of envcrypt.data_key from a backup.")));
+    return newest;
+}
+
+// A new version of the data key of a tenant that is locked; the older ones decrypt only. Returns
+// its version.
+int rotate(const TenantRow &tenant) {
+    const char *name = tenant.name;
+    List *places = places_of_new_keys(tenant);
     KeyRow key{};
     key.key_id = random_key_id();
     key.tenant = tenant.name;
     key.purpose = crypto::Purpose::data;
-    key.version = newest.version + 1;
+    key.version = newest_data_key(name).version + 1;
     key.state = KeyState::pending;
     List *older = find_keys(name, crypto::Purpose::data);
     Journal journal("rotate_key", name);
-    make_keys(tenant, place, &key, 1, false, journal);
+    make_keys(places, &key, 1, false, journal);
     Backend &state = backend();
     ErrorReport report;
     ListCell *cell;
@@ -46,65 +51,104 @@ int rotate(const char *name) {
     return key.version;
 }
 
-void change_state(FunctionCallInfo fcinfo, const char *act, TenantState from, TenantState to) {
+struct Overdue {
+    const char *name;
+    TimestampTz made_before;
+    bool rotated;
+};
+
+// Where it is still overdue: another session may have been here.
+void rotate_overdue(void *argument) {
+    auto *overdue = static_cast<Overdue *>(argument);
+    lock_tenant(overdue->name);
+    TenantRow tenant;
+    if (!find_tenant(overdue->name, tenant) || tenant.state != TenantState::active) return;
+    if (newest_data_key(overdue->name).created_at >= overdue->made_before) return;
+    (void)rotate(tenant);
+    overdue->rotated = true;
+}
+
+Datum change_state(FunctionCallInfo fcinfo, const char *act, TenantState from, TenantState to) {
     require_writable(psprintf("%s()", act));
-    char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-    lock_tenant(name);
+    const char *name = tenant_argument(fcinfo, 0);
+    lock_tenant_row(name);
     TenantRow tenant;
     if (!find_tenant(name, tenant)) raise_unknown_tenant(name);
-    if (tenant.state == to) return;
+    if (tenant.state == to) PG_RETURN_VOID();
     if (tenant.state != from)
         ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
                         errmsg("tenant \"%s\" is destroyed", name),
                         errhint("Its keys are gone; a destroyed tenant never comes back.")));
     set_tenant_state(name, to);
     Journal(act, name).write();
+    PG_RETURN_VOID();
 }
 
 }  // namespace
 
 // rotate_key(tenant): the new version.
-ENVCRYPT_FUNCTION(envcrypt_rotate_key) {
+ENVCRYPT_ACT(envcrypt_rotate_key, "rotate_key") {
     require_writable("rotate_key()");
-    PG_RETURN_INT32(rotate(text_to_cstring(PG_GETARG_TEXT_PP(0))));
+    const char *name = tenant_argument(fcinfo, 0);
+    lock_tenant(name);
+    TenantRow tenant;
+    if (!find_tenant(name, tenant)) raise_unknown_tenant(name);
+    require_active_tenant(name);
+    PG_RETURN_INT32(rotate(tenant));
 }
 
-// CALL rotate_keys(older_than): each tenant in a transaction of its own.
-ENVCRYPT_FUNCTION(envcrypt_rotate_keys) {
+// CALL rotate_keys(older_than): each tenant in a transaction of its own. One that cannot be rotated
+// keeps no other from it.
+ENVCRYPT_ACT(envcrypt_rotate_keys, "rotate_keys") {
     require_writable("rotate_keys()");
     if (PG_ARGISNULL(0))
         ereport(ERROR,
-                (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("older_than must not be NULL")));
-    const auto *context = reinterpret_cast<const CallContext *>(fcinfo->context);
-    if (context == nullptr || !IsA(context, CallContext) || context->atomic)
-        ereport(ERROR, (errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-                        errmsg("rotate_keys() commits as it goes, and cannot run within a "
-                               "transaction block"),
-                        errhint("CALL it by itself.")));
+                (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("older_than must not be NULL"),
+                 errhint("CALL envcrypt.rotate_keys('1 year');")));
+    require_nonatomic(fcinfo, "rotate_keys()");
+    const TimestampTz start = GetCurrentTimestamp();
     const TimestampTz made_before = DatumGetTimestampTz(DirectFunctionCall2(
-        timestamptz_mi_interval, TimestampTzGetDatum(GetCurrentTimestamp()), PG_GETARG_DATUM(0)));
+        timestamptz_mi_interval, TimestampTzGetDatum(start), PG_GETARG_DATUM(0)));
+    if (made_before > start)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("older_than must not be negative")));
     SPI_connect_ext(SPI_OPT_NONATOMIC);
     List *names = find_tenants_older_than(made_before);
+    const MemoryContext all = CurrentMemoryContext;
+    const MemoryContext one =
+        AllocSetContextCreate(all, "envcrypt rotation", ALLOCSET_DEFAULT_SIZES);
+    int failed = 0;
     ListCell *cell;
     foreach (cell, names) {
-        const auto *name = static_cast<char *>(lfirst(cell));
-        TenantRow tenant;
+        Overdue overdue{static_cast<char *>(lfirst(cell)), made_before, false};
+        ErrorReport report;
         PushActiveSnapshot(GetTransactionSnapshot());
-        if (find_tenant(name, tenant) && tenant.state == TenantState::active) (void)rotate(name);
+        MemoryContextSwitchTo(one);
+        const bool ok = try_part("rotate_key", overdue.name, rotate_overdue, &overdue, report);
+        MemoryContextSwitchTo(all);
+        MemoryContextReset(one);
         PopActiveSnapshot();
         SPI_commit();
+        if (ok) continue;
+        ++failed;
+        ereport(WARNING, (errmsg("tenant \"%s\" was not rotated: %s", overdue.name, report.message),
+                          report.detail[0] != '\0' ? errdetail("%s", report.detail) : 0,
+                          report.hint[0] != '\0' ? errhint("%s", report.hint) : 0));
     }
+    if (failed > 0)
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("%d of %d tenants were not rotated", failed, list_length(names)),
+                        errdetail("The others were, and stay so."),
+                        errhint("The warnings say why. CALL it again for those.")));
     SPI_finish();
     PG_RETURN_VOID();
 }
 
-ENVCRYPT_FUNCTION(envcrypt_disable_tenant) {
-    change_state(fcinfo, "disable_tenant", TenantState::active, TenantState::disabled);
-    PG_RETURN_VOID();
+ENVCRYPT_ACT(envcrypt_disable_tenant, "disable_tenant") {
+    return change_state(fcinfo, "disable_tenant", TenantState::active, TenantState::disabled);
 }
-ENVCRYPT_FUNCTION(envcrypt_enable_tenant) {
-    change_state(fcinfo, "enable_tenant", TenantState::disabled, TenantState::active);
-    PG_RETURN_VOID();
+ENVCRYPT_ACT(envcrypt_enable_tenant, "enable_tenant") {
+    return change_state(fcinfo, "enable_tenant", TenantState::disabled, TenantState::active);
 }
 
 }  // namespace envcrypt::pg

@@ -2,6 +2,7 @@
 // envcrypt.kms_concurrency allows.
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
+#include "pg/opening.hpp"
 #include "pg/resolve.hpp"
 #include "pg/rights.hpp"
 #include "pg/servers.hpp"
@@ -18,7 +19,6 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
     deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT, &tenants, &nulls,
                       &count);
     follow_epoch();
-    begin_wanting();
     auto **names = static_cast<const char **>(palloc(sizeof(char *) * (count + 1)));
     for (int i = 0; i < count; ++i) {
         if (nulls[i])
@@ -30,31 +30,24 @@ ENVCRYPT_FUNCTION(envcrypt_load_keys) {
 
     // whoever may not search needs no search keys
     const bool searches = may_execute(right_function(Right::search), GetUserId());
-    int keys = 0;
+    List *keys = NIL;
     for (int i = 0; i < count; ++i) {
         CHECK_FOR_INTERRUPTS();
         const char *tenant = names[i];
         if (i > 0 && strcmp(tenant, names[i - 1]) == 0) continue;
         TenantRow row;
-        if (!find_tenant(tenant, row))
-            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                            errmsg("tenant \"%s\" does not exist", tenant),
-                            errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+        if (!find_tenant(tenant, row)) raise_unknown_tenant(tenant);
         require_active_tenant(tenant);
         List *rows = find_keys(tenant, crypto::Purpose::data);
         if (searches) rows = list_concat(rows, find_keys(tenant, crypto::Purpose::search));
-        ListCell *cell;
-        foreach (cell, rows) {
-            ++keys;
-            want_key(*static_cast<KeyRow *>(lfirst(cell)));
-        }
+        keys = list_concat(keys, rows);
     }
-    open_wanted();
-    if (keys > setting_cache_size)
-        ereport(WARNING, (errmsg("%d keys were opened, and only %d of them are kept", keys,
-                                 setting_cache_size),
+    (void)open_keys(keys);
+    if (list_length(keys) > setting_cache_size)
+        ereport(WARNING, (errmsg("%d keys were opened, and only %d of them are kept",
+                                 list_length(keys), setting_cache_size),
                           errhint("Raise envcrypt.cache_size.")));
-    PG_RETURN_INT32(keys);
+    PG_RETURN_INT32(list_length(keys));
 }
 
 }  // namespace envcrypt::pg

@@ -2,8 +2,9 @@
 #include "pg/making.hpp"
 
 #include "crypto/random.hpp"
+#include "pg/act.hpp"
 #include "pg/backend.hpp"
-#include "pg/resolve.hpp"
+#include "pg/opening.hpp"
 #include "pg/text.hpp"
 
 namespace envcrypt::pg {
@@ -12,19 +13,99 @@ namespace {
 
 // Puts one more operation on the key into the batch.
 keyring::Operation &prepare_for_key(const Place &place, const char *master_key, const KeyRow &key) {
-    keyring::Operation &operation = prepare_in_batch(place, master_key);
     ErrorReport report;
-    if (!guarded(report, [&] {
-            operation.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
+    keyring::Operation *operation = prepare_in_batch(place, master_key, report);
+    if (operation == nullptr || !guarded(report, [&] {
+            operation->context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
         }))
         raise(report);
-    return operation;
+    return *operation;
 }
 
-ByteView copy_bytes(const Bytes &bytes) {
-    auto *copy = static_cast<std::uint8_t *>(palloc(bytes.size() + 1));
-    memcpy(copy, bytes.data(), bytes.size());
-    return {copy, bytes.size()};
+// A C++ frame.
+void note_made(Backend &state, const KeyRow &key, bool first_of_tenant) {
+    note_key(key.key_id);
+    state.uncommitted.push_back(
+        {key.key_id, GetCurrentTransactionNestLevel(), first_of_tenant, false});
+}
+
+// Has the KMS make them, persists them, and proves what was persisted.
+void make_at_kms(const Destination &destination, KeyRow *keys, int count, bool first_of_tenant,
+                 Journal &journal) {
+    Backend &state = backend();
+    ErrorReport report;
+    begin_batch();
+    for (int i = 0; i < count; ++i) {
+        keyring::Operation &operation =
+            prepare_for_key(destination.place, destination.master_key, keys[i]);
+        if (!guarded(report, [&] { operation.work = keyring::make_key(operation); })) raise(report);
+    }
+    run_batch();
+    for (int i = 0; i < count; ++i) {
+        // what the operation holds stays alive until the next batch begins
+        const keyring::Operation &operation = *state.batch[static_cast<std::size_t>(i)];
+        if (!guarded(report, [&] {
+                keys[i].commitment = crypto::commitment(
+                    operation.key.expose().first<crypto::kKeySize>(), operation.context);
+                note_made(state, keys[i], first_of_tenant);
+            }))
+            raise(report);
+        Wrapping wrapping{&keys[i], nullptr, {}, nullptr};
+        fill_wrapping(destination, wrapping, operation.made);
+        insert_key(keys[i]);
+        write_wrapping(wrapping);
+        journal.add_wrapping(wrapping);
+    }
+
+    begin_batch();
+    for (int i = 0; i < count; ++i) {
+        KeyRow persisted;
+        const WrappedKeyRow *wrapped = find_wrapped_key(keys[i].key_id, destination.server);
+        if (!find_key(keys[i].key_id, persisted) || wrapped == nullptr)
+            elog(ERROR, "envcrypt: the key just made is not there");
+        keyring::Operation &operation =
+            prepare_for_key(destination.place, wrapped->master_key, persisted);
+        if (!guarded(report, [&] {
+                operation.wrapped.assign(wrapped->wrapped.begin(), wrapped->wrapped.end());
+                operation.attestation.assign(wrapped->attestation.begin(),
+                                             wrapped->attestation.end());
+                operation.commitment = persisted.commitment;
+                operation.work = keyring::verify_key(operation);
+            }))
+            raise(report);
+    }
+    run_batch();
+    begin_batch();
+}
+
+// The same with keys from the kernel, wrapped by a group key.
+void make_in_group(const Destination &destination, KeyRow *keys, int count, bool first_of_tenant,
+                   Journal &journal) {
+    Backend &state = backend();
+    ErrorReport report;
+    for (int i = 0; i < count; ++i) {
+        const keyring::OpenKey *group = open_key(*destination.group);
+        if (!guarded(report, [&] {
+                state.operation = std::make_unique<keyring::Operation>();
+                keyring::KeyToOpen &made = state.operation->keys.emplace_back();
+                made.context =
+                    crypto::wrap_context(keys[i].purpose, keys[i].key_id, keys[i].tenant);
+                made.key = SecretBytes(crypto::kKeySize);
+                crypto::random_bytes(made.key.expose());
+                keys[i].commitment =
+                    crypto::commitment(made.key.expose().first<crypto::kKeySize>(), made.context);
+                keyring::wrap_by_group(group->key, made);
+                note_made(state, keys[i], first_of_tenant);
+            }))
+            raise(report);
+        Wrapping wrapping{&keys[i], nullptr, {}, nullptr};
+        fill_wrapping(destination, wrapping, state.operation->keys[0].made);
+        if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
+        insert_key(keys[i]);
+        write_wrapping(wrapping);
+        journal.add_wrapping(wrapping);
+        (void)open_key(keys[i]);
+    }
 }
 
 }  // namespace
@@ -36,7 +117,6 @@ std::uint64_t random_key_id() {
     return load_be64(bytes);
 }
 
-// What a KMS said, which is UTF-8, in the server's encoding.
 char *kms_text(const std::string &said) {
     return text_to_cstring(from_utf8(as_bytes(said)));
 }
@@ -54,58 +134,29 @@ Place lock_place(const char *server) {
     return place_of(server);
 }
 
-void require_writable(const char *what) {
-    PreventCommandIfReadOnly(what);
-    PreventCommandIfParallelMode(what);
-}
-
-void make_keys(const TenantRow &tenant, const Place &place, KeyRow *keys, int count,
-               bool first_of_tenant, Journal &journal) {
-    Backend &state = backend();
-    ErrorReport report;
-    begin_wanting();
-    for (int i = 0; i < count; ++i) {
-        keyring::Operation &operation = prepare_for_key(place, tenant.master_key, keys[i]);
-        if (!guarded(report, [&] { operation.work = keyring::make_key(operation); })) raise(report);
+void make_keys(List *places, KeyRow *keys, int count, bool first_of_tenant, Journal &journal) {
+    const auto *first = static_cast<Destination *>(linitial(places));
+    if (first->group != nullptr)
+        make_in_group(*first, keys, count, first_of_tenant, journal);
+    else
+        make_at_kms(*first, keys, count, first_of_tenant, journal);
+    ListCell *cell;
+    for_each_from(cell, places, 1) {
+        List *wrappings = NIL;
+        for (int i = 0; i < count; ++i) {
+            auto *wrapping = static_cast<Wrapping *>(palloc0(sizeof(Wrapping)));
+            wrapping->key = &keys[i];
+            wrappings = lappend(wrappings, wrapping);
+        }
+        ErrorReport report;
+        if (!wrap_keys(*static_cast<Destination *>(lfirst(cell)), wrappings, report)) raise(report);
+        ListCell *made;
+        foreach (made, wrappings) {
+            const auto *wrapping = static_cast<Wrapping *>(lfirst(made));
+            write_wrapping(*wrapping);
+            journal.add_wrapping(*wrapping);
+        }
     }
-    run_batch();
-    for (int i = 0; i < count; ++i) {
-        // what the operation holds stays alive until the next batch begins
-        const keyring::Operation &operation = *state.batch[static_cast<std::size_t>(i)];
-        const kms::Answer &made = operation.made;
-        if (!guarded(report, [&] {
-                keys[i].commitment = crypto::commitment(
-                    operation.key.expose().first<crypto::kKeySize>(), operation.context);
-                state.uncommitted.push_back(
-                    {keys[i].key_id, GetCurrentTransactionNestLevel(), first_of_tenant, false});
-            }))
-            raise(report);
-        insert_key(keys[i]);
-        insert_wrapped_key({keys[i].key_id, tenant.server, copy_bytes(made.wrapped),
-                            kms_text(made.master_key), kms_text(made.master_key_version),
-                            copy_bytes(made.attestation)});
-        journal.add_key(keys[i], tenant.server, made);
-    }
-
-    begin_wanting();
-    for (int i = 0; i < count; ++i) {
-        KeyRow persisted;
-        if (!find_key(keys[i].key_id, persisted))
-            elog(ERROR, "envcrypt: the key just made is not there");
-        const auto *wrapped =
-            static_cast<WrappedKeyRow *>(linitial(find_wrapped_keys(persisted.key_id)));
-        keyring::Operation &operation = prepare_for_key(place, wrapped->master_key, persisted);
-        if (!guarded(report, [&] {
-                operation.wrapped.assign(wrapped->wrapped.begin(), wrapped->wrapped.end());
-                operation.attestation.assign(wrapped->attestation.begin(),
-                                             wrapped->attestation.end());
-                operation.commitment = persisted.commitment;
-                operation.work = keyring::verify_key(operation);
-            }))
-            raise(report);
-    }
-    run_batch();
-    begin_wanting();
     for (int i = 0; i < count; ++i) set_key_state(keys[i].key_id, KeyState::active);
 }
 

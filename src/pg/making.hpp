@@ -7,6 +7,7 @@
 #include "pg/journal.hpp"
 #include "pg/keys.hpp"
 #include "pg/servers.hpp"
+#include "pg/wrapping.hpp"
 
 namespace envcrypt::pg {
 
@@ -21,14 +22,10 @@ Place place_of(const char *server);
 // The same, and nobody drops or renames it before this transaction ends.
 Place lock_place(const char *server);
 
-// Raises on a standby, in a read-only transaction and in a parallel worker.
-void require_writable(const char *what);
-
-// Makes these keys of the tenant, all at once; `keys` name id, tenant, purpose, version. What the
-// first key of a tenant encrypts in this transaction is lost with the tenant only, so it may be
-// used before it is committed. Raises what the KMS says: the caller's transaction then takes all
-// back.
-void make_keys(const TenantRow &tenant, const Place &place, KeyRow *keys, int count,
-               bool first_of_tenant, Journal &journal);
+// Makes these keys, all at once, and wraps them at all the places (of Destination *); `keys` name
+// id, tenant, purpose, version. What the first key of a tenant encrypts in this transaction is lost
+// with the tenant only, so it may be used before it is committed. Raises what the KMSs say: the
+// caller's transaction then takes all back.
+void make_keys(List *places, KeyRow *keys, int count, bool first_of_tenant, Journal &journal);
 
 }  // namespace envcrypt::pg

@@ -24,6 +24,7 @@ bool session_brought_identity = false;
 int setting_kms_timeout = 10000;
 int setting_kms_concurrency = 32;
 int setting_cache_ttl = 300;
+int setting_outage_grace = 0;
 int setting_cache_size = 1024;
 bool setting_require_mlock = false;
 
@@ -152,10 +153,12 @@ void refuse_client_setting(const char *name) {
                     errhint("Leave it out of the options of the connection.")));
 }
 
-// Parallel workers have none of the identities that a session brought.
+// Parallel workers have none of the identities that a session brought, and know nothing of keys
+// that its transaction made.
 PlannedStmt *on_plan(Query *query, const char *text, int options, ParamListInfo parameters) {
     const Backend *state = backend_if_any();
-    if (state != nullptr && !state->brought.empty()) options &= ~CURSOR_OPT_PARALLEL_OK;
+    if (state != nullptr && (!state->brought.empty() || !state->uncommitted.empty()))
+        options &= ~CURSOR_OPT_PARALLEL_OK;
     check_parameters(query);
     return (next_planner_hook != nullptr ? next_planner_hook : standard_planner)(
         query, text, options, parameters);
@@ -180,9 +183,9 @@ void require_tenant_scope() {
 void _PG_init(void) {
     using namespace envcrypt::pg;
     note_loading();
-    for (const char *name :
-         {"envcrypt.tenant_scope", "envcrypt.cache_ttl", "envcrypt.cache_size",
-          "envcrypt.require_mlock", "envcrypt.session_credentials", "envcrypt.tenant_set_in"})
+    for (const char *name : {"envcrypt.tenant_scope", "envcrypt.cache_ttl", "envcrypt.outage_grace",
+                             "envcrypt.cache_size", "envcrypt.require_mlock",
+                             "envcrypt.session_credentials", "envcrypt.tenant_set_in"})
         refuse_client_setting(name);
     defining_settings = true;
     DefineCustomStringVariable("envcrypt.tenant", "Whose key encrypts where no tenant is named.",
@@ -205,6 +208,11 @@ void _PG_init(void) {
                             "How long an unwrapped key is used before the KMS is asked again.",
                             nullptr, &setting_cache_ttl, 300, 1, 86400, PGC_SUSET, GUC_UNIT_S,
                             nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "envcrypt.outage_grace",
+        "How long after its time an unwrapped key serves on while its KMS cannot be reached.",
+        nullptr, &setting_outage_grace, 0, 0, 86400, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr,
+        nullptr);
     DefineCustomIntVariable("envcrypt.cache_size", "How many keys a backend keeps unwrapped.",
                             nullptr, &setting_cache_size, 1024, 1, 1000000, PGC_SUSET, 0, nullptr,
                             nullptr, nullptr);

@@ -1,56 +1,42 @@
 // See resolve.hpp.
 #include "pg/resolve.hpp"
 
+#include "pg/act.hpp"
 #include "pg/backend.hpp"
-#include "pg/servers.hpp"
+#include "pg/opening.hpp"
 
 namespace envcrypt::pg {
 
-WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place) {
-    const Oid role = GetUserId();
-    List *rows = find_wrapped_keys(key.key_id);
-    if (rows == NIL)
-        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-                        errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
-                               static_cast<unsigned long long>(key.key_id), key.tenant),
-                        errhint("Restore the rows of envcrypt.wrapped_key from a backup.")));
-    PlaceFault fault = PlaceFault::none;
-    const char *fault_server = nullptr;
-    ListCell *cell;
-    foreach (cell, rows) {
-        auto *candidate = static_cast<WrappedKeyRow *>(lfirst(cell));
-        const PlaceFault here = find_place(candidate->server, role, place);
-        if (here == PlaceFault::none) return candidate;
-        // the fault of the place that came closest is the one to tell
-        if (here >= fault) {
-            fault = here;
-            fault_server = candidate->server;
-        }
-    }
-    raise_place_fault(fault, fault_server, role);
-}
+namespace {
 
-void require_active_tenant(const char *name) {
+TenantState state_of_tenant(const char *name) {
     TenantRow tenant;
     if (!find_tenant(name, tenant))
         ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
                         errmsg("tenant \"%s\" of a key does not exist", name),
                         errhint("Restore the rows of envcrypt.tenant from a backup.")));
-    if (tenant.state != TenantState::active)
-        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                        errmsg("tenant \"%s\" is %s", name,
-                               tenant.state == TenantState::disabled ? "disabled" : "destroyed")));
+    if (tenant.state != TenantState::active) {
+        // what is out of use is not kept for later
+        ErrorReport report;
+        Backend &state = backend();
+        if (!guarded(report, [&] { state.cache.drop_tenant(name); })) raise(report);
+    }
+    return tenant.state;
 }
 
-void check_locked_memory() {
-    static bool warned = false;
-    if (secret_memory_is_locked() || (warned && !setting_require_mlock)) return;
-    ereport(setting_require_mlock ? ERROR : WARNING,
-            (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
-             errdetail("They may reach swap."),
-             errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
-                     "server.")));
-    warned = true;
+}  // namespace
+
+void require_active_tenant(const char *name) {
+    const TenantState state = state_of_tenant(name);
+    if (state != TenantState::active)
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("tenant \"%s\" is %s", name,
+                               state == TenantState::disabled ? "disabled" : "destroyed"),
+                        state == TenantState::disabled
+                            ? errhint("Who may manage keys can enable it: SELECT "
+                                      "envcrypt.enable_tenant('%s');",
+                                      name)
+                            : errhint("Its keys are gone; a destroyed tenant never comes back.")));
 }
 
 namespace {
@@ -102,28 +88,6 @@ bool is_uncommitted(const char *tenant, crypto::Purpose purpose) {
            !may_seal_with(row);
 }
 
-// Takes what has been opened into the cache. A C++ frame.
-void keep_opened(Backend &state, bool was_denied) {
-    std::optional<keyring::IdentityId> denied;
-    for (const Run &run : state.runs)
-        if (was_denied && run.finished && !run.succeeded) denied = run.operation->identity;
-    for (Run &run : state.runs) {
-        if (!run.finished) continue;
-        // whoever was denied meanwhile keeps nothing
-        if (denied && run.operation->identity == *denied) continue;
-        for (keyring::KeyToOpen &key : run.operation->keys) {
-            if (key.key.empty()) continue;
-            const keyring::KeyRef ref{run.operation->identity, key.key_id};
-            state.cache.put(ref, std::move(key.tenant), run.operation->server.name,
-                            std::move(key.key), now(), std::chrono::seconds(setting_cache_ttl),
-                            static_cast<std::size_t>(setting_cache_size));
-        }
-    }
-    state.runs.clear();
-    state.batch.clear();
-    state.batch_filling.clear();
-}
-
 // The newest key that may seal what outlives this transaction.
 KeyRow newest_key(const char *tenant, crypto::Purpose purpose) {
     KeyRow key;
@@ -146,108 +110,7 @@ KeyRow newest_key(const char *tenant, crypto::Purpose purpose) {
 
 }  // namespace
 
-OpenKey &open_key(const KeyRow &key) {
-    Backend &state = backend();
-    Place place;
-    const WrappedKeyRow *row = find_usable_place(key, place);
-
-    const keyring::KeyRef ref{place.identity, key.key_id};
-    ErrorReport report;
-    OpenKey *open = nullptr;
-    if (!guarded(report, [&] { open = state.cache.find(ref); })) raise(report);
-    if (open != nullptr) return *open;
-
-    prepare_operation(place, row->master_key, key.purpose, key.key_id, key.tenant);
-    if (!guarded(report, [&] {
-            keyring::Operation &operation = *state.operation;
-            operation.wrapped.assign(row->wrapped.begin(), row->wrapped.end());
-            operation.attestation.assign(row->attestation.begin(), row->attestation.end());
-            operation.commitment = key.commitment;
-            operation.work = keyring::open_key(operation);
-        }))
-        raise(report);
-    run_operation();
-    check_locked_memory();
-    if (!guarded(report, [&] {
-            open = &state.cache.put(ref, key.tenant, place.server_name,
-                                    std::move(state.operation->key), now(),
-                                    std::chrono::seconds(setting_cache_ttl),
-                                    static_cast<std::size_t>(setting_cache_size));
-            state.operation.reset();
-        }))
-        raise(report);
-    return *open;
-}
-
-void begin_wanting() {
-    Backend &state = backend();
-    ErrorReport report;
-    if (!guarded(report, [&] {
-            state.runs.clear();
-            state.batch.clear();
-            state.batch_filling.clear();
-        }))
-        raise(report);
-}
-
-void want_key(const KeyRow &key) {
-    Backend &state = backend();
-    Place place;
-    const WrappedKeyRow *row = find_usable_place(key, place);
-    const keyring::KeyRef ref{place.identity, key.key_id};
-    ErrorReport report;
-    bool is_open = false;
-    keyring::Operation *operation = nullptr;
-    if (!guarded(report, [&] {
-            is_open = state.cache.find(ref) != nullptr;
-            const auto found =
-                state.batch_filling.find(std::pair(place.identity, std::string(row->master_key)));
-            if (found != state.batch_filling.end() &&
-                found->second->keys.size() < place.dialect->max_batch())
-                operation = found->second;
-        }))
-        raise(report);
-    if (is_open) return;
-    const bool begins = operation == nullptr;
-    if (begins) operation = &prepare_in_batch(place, row->master_key);
-    if (!guarded(report, [&] {
-            if (begins)
-                state.batch_filling.insert_or_assign(
-                    std::pair(place.identity, std::string(row->master_key)), operation);
-            keyring::KeyToOpen &wanted = operation->keys.emplace_back();
-            wanted.key_id = key.key_id;
-            wanted.tenant = key.tenant;
-            wanted.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
-            wanted.wrapped.assign(row->wrapped.begin(), row->wrapped.end());
-            wanted.attestation.assign(row->attestation.begin(), row->attestation.end());
-            wanted.commitment = key.commitment;
-        }))
-        raise(report);
-}
-
-void open_wanted() {
-    Backend &state = backend();
-    ErrorReport report;
-    if (state.batch.empty()) return;
-    if (!guarded(report, [&] {
-            for (const auto &operation : state.batch) {
-                operation->work = keyring::open_keys(*operation);
-                state.runs.push_back({operation.get()});
-            }
-        }))
-        raise(report);
-    const bool ok = run_operations(report);
-    ErrorReport kept;
-    if (!guarded(kept, [&] {
-            if (!ok) state.engine->abort();
-            keep_opened(state, !ok && report.code == ErrorCode::denied);
-        }))
-        raise(kept);
-    if (!ok) raise(report);
-    check_locked_memory();
-}
-
-OpenKey &resolve_for_opening(std::uint64_t key_id) {
+OpenKey *resolve_for_opening(std::uint64_t key_id, bool soft) {
     Backend &state = backend();
     const Oid role = GetUserId();
     const std::pair<Oid, std::uint64_t> ref{role, key_id};
@@ -258,7 +121,7 @@ OpenKey &resolve_for_opening(std::uint64_t key_id) {
             open = find_resolved(state.for_opening, ref);
         }))
         raise(report);
-    if (open != nullptr) return *open;
+    if (open != nullptr) return open;
 
     const std::uint64_t seen = epoch;
     KeyRow key;
@@ -273,19 +136,22 @@ OpenKey &resolve_for_opening(std::uint64_t key_id) {
         ereport(ERROR,
                 (errcode(ERRCODE_DATA_EXCEPTION),
                  errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
-    if (key.state != KeyState::active && key.state != KeyState::decrypt_only)
+    if (soft && (!is_live(key) || state_of_tenant(key.tenant) != TenantState::active))
+        return nullptr;
+    if (!is_live(key))
         ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
                         errmsg("key %016llx of tenant \"%s\" is %s",
                                static_cast<unsigned long long>(key_id), key.tenant,
                                key.state == KeyState::pending ? "not active yet" : "destroyed")));
     require_active_tenant(key.tenant);
-    open = &open_key(key);
+    open = open_key(key, soft);
+    if (open == nullptr) return nullptr;
     if (!guarded(report, [&] {
             if (state.resolved_epoch == seen && epoch == seen)
                 state.for_opening.insert_or_assign(ref, Backend::Resolved{open, open->serial});
         }))
         raise(report);
-    return *open;
+    return open;
 }
 
 void raise_no_tenant() {
@@ -298,16 +164,30 @@ void raise_no_tenant() {
 void raise_unknown_tenant(const char *tenant) {
     ereport(ERROR,
             (errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("tenant \"%s\" does not exist", tenant),
-             errhint("SELECT envcrypt.create_tenant('%s', 'SERVER');", tenant)));
+             errhint("Who may manage keys makes it: SELECT envcrypt.create_tenant('%s', 'SERVER'); "
+                     "envcrypt.tenants lists those that do exist.",
+                     tenant)));
     pg_unreachable();
+}
+
+void require_tenant_name(const char *name) {
+    if (!is_tenant_name(name))
+        ereport(ERROR,
+                (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
+                 errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
+                           "/ + = -."),
+                 errhint("The name appears in the KMS's log: let it hold no personal data.")));
+}
+
+char *tenant_argument(FunctionCallInfo fcinfo, int argument) {
+    char *name = text_argument(fcinfo, argument, "tenant");
+    require_tenant_name(name);
+    return name;
 }
 
 TenantRow require_tenant(const char *tenant, bool from_setting) {
     if (tenant[0] == '\0') raise_no_tenant();
-    if (!is_tenant_name(tenant))
-        ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
-                        errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
-                                  "/ + = -.")));
+    require_tenant_name(tenant);
     TenantRow row;
     if (!find_tenant(tenant, row)) {
         if (from_setting)
@@ -338,7 +218,7 @@ OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
     const std::uint64_t seen = epoch;
     require_tenant(tenant, tenant_from_setting);
     const KeyRow key = newest_key(tenant, crypto::Purpose::data);
-    open = &open_key(key);
+    open = open_key(key);
     if (!guarded(report, [&] {
             if (state.resolved_epoch == seen && epoch == seen)
                 state.for_sealing.insert_or_assign(std::pair<Oid, std::string>{role, tenant},
@@ -354,12 +234,11 @@ OpenKey &resolve_search_key(const char *tenant, bool tenant_from_setting, int *v
     if (row.search_tenant[0] != '\0') require_active_tenant(searched);
     const KeyRow key = newest_key(searched, crypto::Purpose::search);
     // one round trip for what is going to be needed next
-    begin_wanting();
-    want_key(key);
-    want_key(newest_key(tenant, crypto::Purpose::data));
-    open_wanted();
+    KeyRow data = newest_key(tenant, crypto::Purpose::data);
+    KeyRow searching = key;
+    (void)open_keys(list_make2(&searching, &data));
     *version = key.version;
-    return open_key(key);
+    return *open_key(key);
 }
 
 ResolvedSearch find_open_search_keys(const char *tenant) {

@@ -13,8 +13,9 @@
 namespace envcrypt::pg {
 
 // The key that a value names. Raises: no such key, tenant or key out of use, no right, what the KMS
-// says.
-keyring::OpenKey &resolve_for_opening(std::uint64_t key_id);
+// says. `soft`: null where it is only not available (out of use, denied, unreachable, throttled,
+// misconfigured).
+keyring::OpenKey *resolve_for_opening(std::uint64_t key_id, bool soft = false);
 // The newest committed key of the tenant. `tenant_from_setting`: for the words of the error where
 // there is none.
 keyring::OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting);
@@ -29,25 +30,14 @@ List *find_search_keys(const char *tenant, bool tenant_from_setting);
 ResolvedSearch find_open_search_keys(const char *tenant);
 void keep_search_keys(const char *tenant, const ResolvedSearch &keys, std::uint64_t seen);
 
-// Opens a key as the current role's identity at the first place that the role may use.
-keyring::OpenKey &open_key(const KeyRow &key);
-
-// Many at once: begin, say which are wanted, and open those that are not open. Raises where one
-// cannot be; others may be open then.
-void begin_wanting();
-void want_key(const KeyRow &key);
-void open_wanted();
-
-// The first wrapping of the key at a place that the current role may use. Raises where there is
-// none.
-WrappedKeyRow *find_usable_place(const KeyRow &key, Place &place);
 // Raises unless it is there and active, or the name is none; in words that fit where it came from.
 TenantRow require_tenant(const char *tenant, bool from_setting);
 [[noreturn]] void raise_no_tenant();
 [[noreturn]] void raise_unknown_tenant(const char *tenant);
+// Raises unless it may be a tenant's.
+void require_tenant_name(const char *name);
+// An argument that names a tenant which is to be there.
+char *tenant_argument(FunctionCallInfo fcinfo, int argument);
 // Raises unless it is there and active.
 void require_active_tenant(const char *name);
-// Says once, or raises under require_mlock, that keys lie in memory that could not be locked.
-void check_locked_memory();
-
 }  // namespace envcrypt::pg

@@ -3,6 +3,7 @@
 #include "pg/search.hpp"
 
 #include "pg/keys.hpp"
+#include "pg/opening.hpp"
 #include "pg/parameters.hpp"
 #include "pg/plaintext.hpp"
 #include "pg/probe.hpp"
@@ -102,15 +103,13 @@ void add_probes(Probes &probes, SearchSite &site, Oid right, ByteView tenant,
         return;
     }
     List *rows = find_search_keys(site.tenant.name, !site.tenant.given);
-    begin_wanting();
-    ListCell *cell;
-    foreach (cell, rows) want_key(*static_cast<KeyRow *>(lfirst(cell)));
-    open_wanted();
+    (void)open_keys(rows);
     ResolvedSearch keys;
     int count = 0;
+    ListCell *cell;
     foreach (cell, rows) {
         const auto *row = static_cast<KeyRow *>(lfirst(cell));
-        keyring::OpenKey &key = open_key(*row);
+        keyring::OpenKey &key = *open_key(*row);
         probes.add(token_under(key, row->version, declaration, plaintext));
         if (count < ResolvedSearch::kMaxKeys) keys.keys[count] = {&key, key.serial, row->version};
         ++count;

@@ -175,50 +175,56 @@ PlaceFault find_place(const char *name, Oid role, Place &place, bool is_store) {
     return PlaceFault::none;
 }
 
-void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
+static void report_place_fault(PlaceFault fault, const char *server, Oid role,
+                               ErrorReport &report) {
     const char *role_name = quote_identifier(GetUserNameFromId(role, false));
     const char *server_name = quote_identifier(server);
     switch (fault) {
         case PlaceFault::no_server:
-            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                            errmsg("server \"%s\" does not exist", server),
-                            errhint("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER "
-                                    "envcrypt_vault OPTIONS (...).",
-                                    server_name)));
-            break;
+            fill_report(report, ErrorCode::no_key, psprintf("server \"%s\" does not exist", server),
+                        "",
+                        psprintf("Create it: CREATE SERVER %s FOREIGN DATA WRAPPER envcrypt_vault "
+                                 "OPTIONS (...).",
+                                 server_name));
+            return;
         case PlaceFault::other_wrapper:
-            ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-                            errmsg("server \"%s\" is not a KMS", server),
-                            errhint("Use a server of a foreign data wrapper of envcrypt.")));
-            break;
+            fill_report(report, ErrorCode::misconfigured,
+                        psprintf("server \"%s\" is not a KMS", server), "",
+                        "Use a server of a foreign data wrapper of envcrypt.");
+            return;
         case PlaceFault::no_usage:
-            ereport(ERROR,
-                    (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                     errmsg("permission denied for KMS \"%s\"", server),
-                     errhint("GRANT USAGE ON FOREIGN SERVER %s TO %s;", server_name, role_name)));
-            break;
+            fill_report(
+                report, ErrorCode::denied, psprintf("permission denied for KMS \"%s\"", server), "",
+                psprintf("GRANT USAGE ON FOREIGN SERVER %s TO %s;", server_name, role_name));
+            return;
         case PlaceFault::no_mapping:
         case PlaceFault::none:
             break;
     }
-    ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-                    errmsg("role %s has no identity at KMS \"%s\"", role_name, server),
-                    errdetail("The role has no user mapping on the server, and PUBLIC has none."),
-                    errhint("A superuser can make one: CREATE USER MAPPING FOR %s SERVER %s "
-                            "OPTIONS (...);",
-                            role_name, server_name)));
-    pg_unreachable();
+    fill_report(report, ErrorCode::denied,
+                psprintf("role %s has no identity at KMS \"%s\"", role_name, server),
+                "The role has no user mapping on the server, and PUBLIC has none.",
+                psprintf("A superuser can make one: CREATE USER MAPPING FOR %s SERVER %s "
+                         "OPTIONS (...);",
+                         role_name, server_name));
 }
 
-// Makes an operation there, or at the end of the batch where that is null.
-static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::Operation> *where,
-                                                       const Place &place, const char *master_key) {
+void raise_place_fault(PlaceFault fault, const char *server, Oid role) {
+    ErrorReport report;
+    report_place_fault(fault, server, role, report);
+    raise(report);
+}
+
+// Makes an operation there, or at the end of the batch where that is null. Null where something is
+// missing or not allowed, as the report says.
+static keyring::Operation *prepare_in(std::unique_ptr<keyring::Operation> *where,
+                                      const Place &place, const char *master_key,
+                                      ErrorReport &report) {
     Backend &state = backend();
     const OptionText *server_texts = option_texts(place.server_options);
     const int server_count = list_length(place.server_options);
     const OptionText *identity_texts = option_texts(place.identity_options);
     const int identity_count = list_length(place.identity_options);
-    ErrorReport report;
     // the servers that secret references name
     auto *referenced = static_cast<Place *>(palloc(sizeof(Place) * (identity_count + 1)));
     int referenced_count = 0;
@@ -228,7 +234,9 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
         if (server[0] == '\0') continue;
         Place &store = referenced[referenced_count++];
         const PlaceFault fault = find_place(server, GetUserId(), store, true);
-        if (fault != PlaceFault::none) raise_place_fault(fault, server, GetUserId());
+        if (fault == PlaceFault::none) continue;
+        report_place_fault(fault, server, GetUserId(), report);
+        return nullptr;
     }
     struct StoreTexts {
         const OptionText *server;
@@ -239,8 +247,8 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
     for (int i = 0; i < referenced_count; ++i)
         texts[i] = {option_texts(referenced[i].server_options),
                     option_texts(referenced[i].identity_options)};
+    keyring::Operation *made = nullptr;
     if (!guarded(report, [&]() -> Status {
-            if (where == nullptr) where = &state.batch.emplace_back();
             auto operation = std::make_unique<keyring::Operation>();
             kms::Server &server = operation->server;
             server.name = place.server_name;
@@ -277,10 +285,12 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
             if (!complete) return complete;
             operation->identity = place.identity;
             operation->credentials = &state.credentials;
+            if (where == nullptr) where = &state.batch.emplace_back();
             *where = std::move(operation);
+            made = where->get();
             return Unit{};
         }))
-        raise(report);
+        return nullptr;
     if (place.dialect == &kms::local_dialect()) {
         static bool warned = false;
         if (!warned)
@@ -291,25 +301,26 @@ static std::unique_ptr<keyring::Operation> *prepare_in(std::unique_ptr<keyring::
                            "is for development and tests.")));
         warned = true;
     }
-    return where;
+    return made;
 }
 
 void prepare_operation(const Place &place, const char *master_key, crypto::Purpose purpose,
                        std::uint64_t key_id, const char *tenant) {
-    Backend &state = backend();
-    prepare_in(&state.operation, place, master_key);
     ErrorReport report;
-    if (!guarded(report,
-                 [&] { state.operation->context = crypto::wrap_context(purpose, key_id, tenant); }))
+    keyring::Operation *made = prepare_in(&backend().operation, place, master_key, report);
+    if (made == nullptr ||
+        !guarded(report, [&] { made->context = crypto::wrap_context(purpose, key_id, tenant); }))
         raise(report);
 }
 
 void prepare_unbound_operation(const Place &place) {
-    prepare_in(&backend().operation, place, nullptr);
+    ErrorReport report;
+    if (prepare_in(&backend().operation, place, nullptr, report) == nullptr) raise(report);
 }
 
-keyring::Operation &prepare_in_batch(const Place &place, const char *master_key) {
-    return **prepare_in(nullptr, place, master_key);
+keyring::Operation *prepare_in_batch(const Place &place, const char *master_key,
+                                     ErrorReport &report) {
+    return prepare_in(nullptr, place, master_key, report);
 }
 
 }  // namespace envcrypt::pg

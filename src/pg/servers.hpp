@@ -3,6 +3,7 @@
 
 #include "keyring/operation.hpp"
 #include "kms/dialect.hpp"
+#include "pg/guard.hpp"
 #include "pg/pg.hpp"
 
 namespace envcrypt::pg {
@@ -37,6 +38,8 @@ void prepare_unbound_operation(const Place &place);
 // What a KMS makes of a key of 32 bytes is shorter than this.
 inline constexpr std::size_t kMaxWrapped = 8192;
 // The same for many keys at once, whose contexts the caller adds: one more of `backend().batch`.
-keyring::Operation &prepare_in_batch(const Place &place, const char *master_key);
+// Null where it cannot be, as the report says.
+keyring::Operation *prepare_in_batch(const Place &place, const char *master_key,
+                                     ErrorReport &report);
 
 }  // namespace envcrypt::pg

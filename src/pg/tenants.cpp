@@ -1,5 +1,6 @@
 // create_tenant() and check_server(): what is done with a KMS before anything depends on it; and
 // what there is to see and do about this session's cache.
+#include "pg/act.hpp"
 #include "pg/backend.hpp"
 #include "pg/keys.hpp"
 #include "pg/making.hpp"
@@ -12,11 +13,10 @@ namespace {
 
 constexpr const char *kCheckTenant = "check_server";
 
-char *text_argument(FunctionCallInfo fcinfo, int argument, const char *name) {
-    if (PG_ARGISNULL(argument))
-        ereport(ERROR,
-                (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be NULL", name)));
-    return text_to_cstring(PG_GETARG_TEXT_PP(argument));
+Datum interval_of(double milliseconds) {
+    return DirectFunctionCall7(make_interval, Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
+                               Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
+                               Float8GetDatum(milliseconds / 1000));
 }
 
 // The tenant whose search key is to be used has one of its own.
@@ -31,27 +31,33 @@ void require_search_tenant(const TenantRow &tenant) {
 
 }  // namespace
 
-// create_tenant(name, server, master_key, search_tenant)
-ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
-    TenantRow tenant{text_argument(fcinfo, 0, "name"), TenantState::active,
-                     text_argument(fcinfo, 1, "server"), text_argument(fcinfo, 2, "master_key"),
-                     text_argument(fcinfo, 3, "search_tenant")};
+// create_tenant(name, server, master_key, group_key, search_tenant)
+ENVCRYPT_ACT(envcrypt_create_tenant, "create_tenant") {
+    TenantRow tenant{
+        text_argument(fcinfo, 0, "name"),      TenantState::active,
+        text_argument(fcinfo, 1, "server"),    text_argument(fcinfo, 2, "master_key"),
+        text_argument(fcinfo, 3, "group_key"), text_argument(fcinfo, 4, "search_tenant")};
     require_writable("create_tenant()");
-    if (!is_tenant_name(tenant.name))
-        ereport(ERROR,
-                (errcode(ERRCODE_INVALID_NAME), errmsg("invalid tenant name"),
-                 errdetail("A tenant's name has 1 to 128 of the letters A-Z a-z 0-9 . _ : @ "
-                           "/ + = -."),
-                 errhint("The name appears in the KMS's log: let it hold no personal data.")));
+    require_tenant_name(tenant.name);
+    // in one order, so that no two wait for each other
+    const bool searched_first =
+        tenant.search_tenant[0] != '\0' &&
+        tenant_lock_order(tenant.search_tenant) < tenant_lock_order(tenant.name);
+    if (searched_first) lock_tenant(tenant.search_tenant);
+    lock_tenant(tenant.name);
+    if (tenant.search_tenant[0] != '\0') lock_tenant(tenant.search_tenant);
     TenantRow present;
     if (find_tenant(tenant.name, present))
         ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
                         errmsg("tenant \"%s\" exists already", tenant.name),
                         errdetail("A name is never used again, not even of a destroyed tenant.")));
-    const Place place = lock_place(tenant.server);
-    if (tenant.master_key[0] != '\0' && place.dialect == &kms::local_dialect())
+    if (tenant.group_key[0] != '\0' && tenant.master_key[0] != '\0')
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                        errmsg("a local KMS has no master key of a tenant's own")));
+                        errmsg("a tenant in a group has no master key of its own"),
+                        errhint("Leave master_key or group_key out.")));
+    List *places = places_of_new_keys(tenant);
+    // where it goes should it leave the group
+    if (tenant.group_key[0] != '\0') (void)lock_place(tenant.server);
     if (tenant.search_tenant[0] != '\0') require_search_tenant(tenant);
     insert_tenant(tenant);
     KeyRow keys[2] = {};
@@ -64,7 +70,7 @@ ENVCRYPT_FUNCTION(envcrypt_create_tenant) {
         keys[i].state = KeyState::pending;
     }
     Journal journal("create_tenant", tenant.name);
-    make_keys(tenant, place, keys, count, true, journal);
+    make_keys(places, keys, count, true, journal);
     if (tenant.search_tenant[0] != '\0') journal.add("search_tenant", tenant.search_tenant);
     journal.write();
     PG_RETURN_VOID();
@@ -150,32 +156,37 @@ ENVCRYPT_FUNCTION(envcrypt_cached_keys) {
         const char *server;
         double age;
         double left;
+        double end;
+        bool bridged;
     };
     const std::size_t count = state.cache.size();
     auto *lines = static_cast<Line *>(palloc(sizeof(Line) * (count + 1)));
     if (!guarded(report, [&] {
             Line *line = lines;
             state.cache.for_each([&](const keyring::OpenKey &key) {
-                *line++ = {key.ref.key_id, key.tenant.c_str(), key.server.c_str(),
-                           static_cast<double>((time - key.opened).count()),
-                           static_cast<double>((key.expires - time).count())};
+                *line++ = {
+                    key.ref.key_id,
+                    key.tenant.c_str(),
+                    key.server.c_str(),
+                    static_cast<double>((time - key.life.opened).count()),
+                    static_cast<double>(std::max(key.life.expires - time, kms::Clock{}).count()),
+                    static_cast<double>((key.life.ends - time).count()),
+                    key.bridged};
             });
         }))
         raise(report);
     for (std::size_t i = 0; i < count; ++i) {
         const Line &line = lines[i];
-        Datum values[5];
-        bool nulls[5] = {};
+        Datum values[7];
+        bool nulls[7] = {};
         values[0] =
             CStringGetTextDatum(psprintf("%016llx", static_cast<unsigned long long>(line.key_id)));
         values[1] = CStringGetTextDatum(line.tenant);
         values[2] = CStringGetTextDatum(line.server);
-        values[3] = DirectFunctionCall7(make_interval, Int32GetDatum(0), Int32GetDatum(0),
-                                        Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
-                                        Int32GetDatum(0), Float8GetDatum(line.age / 1000));
-        values[4] = DirectFunctionCall7(make_interval, Int32GetDatum(0), Int32GetDatum(0),
-                                        Int32GetDatum(0), Int32GetDatum(0), Int32GetDatum(0),
-                                        Int32GetDatum(0), Float8GetDatum(line.left / 1000));
+        values[3] = interval_of(line.age);
+        values[4] = interval_of(line.left);
+        values[5] = BoolGetDatum(line.bridged);
+        values[6] = interval_of(line.end);
         tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
     }
     return (Datum)0;

@@ -82,7 +82,11 @@ void check_drop(DropStmt *drop) {
                     errmsg("cannot %s server \"%s\": keys are wrapped by it", what, server),
                     errdetail("The rows of envcrypt.wrapped_key name it; their keys could not be "
                               "unwrapped any more."),
-                    errhint("Keep the server under this name as long as it wraps keys.")));
+                    strcmp(what, "rename") == 0
+                        ? errhint("SELECT envcrypt.rename_server('%s', 'NEW NAME');", server)
+                        : errhint("Keep the server as long as it wraps keys, or move them: CALL "
+                                  "envcrypt.rewrap_keys('%s', 'OTHER SERVER');",
+                                  server)));
     pg_unreachable();
 }
 
@@ -108,9 +112,33 @@ void check_alter_table(AlterTableStmt *alter) {
     foreach (cell, alter->cmds) {
         const AlterTableType change = static_cast<AlterTableCmd *>(lfirst(cell))->subtype;
         if (change == AT_AddColumn || change == AT_DropColumn || change == AT_AlterColumnType ||
-            change == AT_DropConstraint || change == AT_SetUnLogged)
+            change == AT_DropConstraint || change == AT_AddConstraint || change == AT_SetUnLogged)
             refuse_rename();
     }
+}
+
+// Their rows are written without a query: what would have to be computed for an index, a trigger or
+// a constraint would not be.
+void check_index(IndexStmt *index) {
+    if (!is_key_table(index->relation)) return;
+    bool computed = index->whereClause != nullptr || index->isconstraint || index->unique;
+    ListCell *cell;
+    foreach (cell, index->indexParams)
+        computed = computed || static_cast<IndexElem *>(lfirst(cell))->expr != nullptr;
+    if (computed)
+        ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                        errmsg("envcrypt's tables have indexes on columns alone"),
+                        errdetail("Not on expressions, not partial, not unique: envcrypt writes "
+                                  "their rows without a query."),
+                        errhint("Index a copy of the table, or a materialized view of it.")));
+}
+
+void check_trigger(CreateTrigStmt *trigger) {
+    if (is_key_table(trigger->relation))
+        ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                        errmsg("envcrypt's tables have no triggers but their own"),
+                        errdetail("envcrypt writes their rows without a query, and no other would "
+                                  "fire.")));
 }
 
 void check_rename(RenameStmt *rename) {
@@ -150,11 +178,12 @@ ENVCRYPT_FUNCTION(envcrypt_keys_changed) {
                         errmsg("this function is called by triggers only")));
     auto *trigger = reinterpret_cast<TriggerData *>(fcinfo->context);
     CacheInvalidateRelcache(trigger->tg_relation);
+    backend().keys_changed = true;
     return PointerGetDatum(nullptr);
 }
 
 // ddl_command_start: DROP EXTENSION, DROP SCHEMA, DROP OWNED, ALTER EXTENSION ... DROP, renames of
-// the schema, the tables, ALTER SERVER ... RENAME.
+// the schema, the tables, ALTER SERVER ... RENAME; what would be computed from rows of the tables.
 ENVCRYPT_FUNCTION(envcrypt_guard_command) {
     Node *statement = event_data(fcinfo)->parsetree;
     if (IsA(statement, DropStmt)) {
@@ -165,6 +194,10 @@ ENVCRYPT_FUNCTION(envcrypt_guard_command) {
         check_rename(reinterpret_cast<RenameStmt *>(statement));
     } else if (IsA(statement, AlterTableStmt)) {
         check_alter_table(reinterpret_cast<AlterTableStmt *>(statement));
+    } else if (IsA(statement, IndexStmt)) {
+        check_index(reinterpret_cast<IndexStmt *>(statement));
+    } else if (IsA(statement, CreateTrigStmt)) {
+        check_trigger(reinterpret_cast<CreateTrigStmt *>(statement));
     } else if (IsA(statement, AlterObjectSchemaStmt)) {
         if (is_key_table(reinterpret_cast<AlterObjectSchemaStmt *>(statement)->relation))
             refuse_rename();

@@ -36,6 +36,11 @@ void set_times(keyring::Operation &operation, kms::Clock time, kms::Clock deadli
     operation.talk.set_wall_time(wall_time());
 }
 
+kms::Clock time_limit(const keyring::Operation &operation) {
+    const kms::Clock all(setting_kms_timeout);
+    return operation.limit == kms::Clock{} ? all : std::min(all, operation.limit);
+}
+
 // Moves one operation on as far as it goes without the network and without others. True where it
 // moved.
 bool move(Backend &state, Run &run, kms::Clock time) {
@@ -43,11 +48,12 @@ bool move(Backend &state, Run &run, kms::Clock time) {
     bool moved = false;
     for (;; moved = true) {
         if (operation.work.done() || run.transfer != 0) return moved;
-        if (!run.started) run.deadline = time + kms::Clock(setting_kms_timeout);
+        const kms::Clock limit = time_limit(operation);
+        if (!run.started) run.deadline = time + limit;
         set_times(operation, time, run.deadline);
         kms::Conversation &talk = operation.talk;
         if (talk.takes_beginning()) {
-            run.deadline = time + kms::Clock(setting_kms_timeout);
+            run.deadline = time + limit;
             talk.set_deadline(run.deadline);
         }
         if (!run.started) {
@@ -60,9 +66,9 @@ bool move(Backend &state, Run &run, kms::Clock time) {
             talk.wake();
         } else if (talk.needs_exchange()) {
             http::Request request = talk.take_request();
-            kms::Clock limit = std::max(run.deadline - time, kms::Clock(1));
-            if (request.timeout != kms::Clock{}) limit = std::min(limit, request.timeout);
-            Result<http::TransferId> started = state.engine->start(std::move(request), limit);
+            kms::Clock left = std::max(run.deadline - time, kms::Clock(1));
+            if (request.timeout != kms::Clock{}) left = std::min(left, request.timeout);
+            Result<http::TransferId> started = state.engine->start(std::move(request), left);
             if (!started)
                 talk.answer(Result<http::Response>(std::move(started.error())));
             else
@@ -175,6 +181,17 @@ void abandon(Backend &state) {
 
 }  // namespace
 
+void begin_batch() {
+    Backend &state = backend();
+    ErrorReport report;
+    if (!guarded(report, [&] {
+            state.runs.clear();
+            state.batch.clear();
+            state.batch_filling.clear();
+        }))
+        raise(report);
+}
+
 bool run_operations(ErrorReport &report) {
     Backend &state = backend();
     bool ok = true;
@@ -235,17 +252,21 @@ bool run_operations(ErrorReport &report) {
     return ok;
 }
 
-void run_batch() {
+bool try_batch(ErrorReport &report) {
     Backend &state = backend();
-    ErrorReport report;
     if (!guarded(report, [&] {
             state.runs.clear();
             for (const auto &operation : state.batch) state.runs.push_back({operation.get()});
         }))
-        raise(report);
-    if (run_operations(report)) return;
+        return false;
+    if (run_operations(report)) return true;
     abandon(state);
-    raise(report);
+    return false;
+}
+
+void run_batch() {
+    ErrorReport report;
+    if (!try_batch(report)) raise(report);
 }
 
 bool run_operation(ErrorReport &report) {

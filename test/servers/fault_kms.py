@@ -7,11 +7,12 @@ CERTS is a directory made by make_certs.sh. Prints one line of JSON, the port of
 name, and serves until its standard input closes. The ways in: `good`, and those of tls_server.py that
 fail before HTTP (`expired`, `wrong_host`, `other_ca`, `tls11`, `mtls`, `plain`, `silent`, `cut`,
 `reset`, `refused`, `full`). `control` speaks plain HTTP: GET /counts tells how often each
-SCENARIO:OPERATION was asked.
+SCENARIO:OPERATION was asked, GET /rotate makes a new version of every master key; GET /on and /off turn what switch/SCENARIO does.
 
 What happens is chosen by the request's mount, so by an option of the database's server or mapping:
 SCENARIO, SCENARIO.OPERATION (that operation only, the others work) or either with /ANYTHING after it.
-The operations are datakey, encrypt, decrypt, verify (decrypt under the context of key
+A batch is so many calls in one request; what is not said of one item fails all of it.
+The operations are datakey, encrypt, decrypt, rewrap, verify (decrypt under the context of key
 ffffffffffffffff, which no key has), login and lookup. The scenarios are the functions below whose
 names begin with `scenario_`; transit, approle and token simply work. Keys are derived from their names alone, so that any instance opens
 what another has wrapped, and every context gives another key; the key `missing` does not exist.
@@ -23,6 +24,7 @@ import hmac
 import http.server
 import json
 import os
+import re
 import secrets
 import socket
 import ssl
@@ -39,6 +41,8 @@ SLOW = 0.1
 
 counts = collections.Counter()
 counts_lock = threading.Lock()
+newest = 1  # version of the master keys
+switched = False
 issued = []  # tokens by login, in order
 
 
@@ -55,14 +59,15 @@ def wrap(key_name, context, plaintext):
     pad = hashlib.shake_256(key + nonce).digest(len(plaintext))
     sealed = nonce + bytes(a ^ b for a, b in zip(plaintext, pad))
     tag = hmac.digest(key, sealed, "sha256")
-    return "vault:v1:" + base64.b64encode(sealed + tag).decode()
+    return "vault:v%d:" % newest + base64.b64encode(sealed + tag).decode()
 
 
 def unwrap(key_name, context, ciphertext):
     """None: it does not open."""
-    if not ciphertext.startswith("vault:v1:"):
+    version = re.match("vault:v([0-9]+):", ciphertext)
+    if version is None or int(version[1]) > newest:
         return None
-    data = base64.b64decode(ciphertext[len("vault:v1:"):])
+    data = base64.b64decode(ciphertext[version.end():])
     sealed, tag = data[:-32], data[-32:]
     key = derive(key_name, context)
     if not hmac.compare_digest(hmac.digest(key, sealed, "sha256"), tag):
@@ -103,6 +108,8 @@ def work(call):
     plaintext = unwrap(call.key, call.context, call.body["ciphertext"])
     if plaintext is None:
         raise Refused(400, "cipher: message authentication failed")
+    if call.operation == "rewrap":
+        return {"data": {"ciphertext": wrap(call.key, call.context, plaintext)}}
     return {"data": {"plaintext": b64(plaintext)}}
 
 
@@ -253,6 +260,34 @@ scenario_longkey = changed("plaintext", lambda: b64(secrets.token_bytes(64)))
 scenario_emptykey = changed("plaintext", "")
 
 
+def scenario_swapped(call):
+    """Rewraps or wraps another key than it was given."""
+    answer = work(call)
+    if "ciphertext" in answer["data"]:
+        answer["data"]["ciphertext"] = wrap(call.key, call.context, secrets.token_bytes(32))
+    return answer
+
+
+def scenario_switch(call):
+    """switch/SCENARIO: that scenario while the switch is on."""
+    if not switched:
+        return work(call)
+    name, _, call.argument = call.argument.partition("/")
+    return globals()["scenario_" + name.replace("-", "_")](call)
+
+
+def scenario_after(call):
+    """after/N/SCENARIO: works N times under this mount, and is SCENARIO from then on."""
+    count, _, rest = call.argument.partition("/")
+    with counts_lock:
+        counts[f"{call.mount}:worked"] += 1
+        worked = counts[f"{call.mount}:worked"]
+    if worked <= int(count):
+        return work(call)
+    name, _, call.argument = rest.partition("/")
+    return globals()["scenario_" + name](call)
+
+
 def scenario_unbound(call):
     """Ignores the context, as a key does that is not derived."""
     call.context = b"none"
@@ -319,7 +354,7 @@ class Call(http.server.BaseHTTPRequestHandler):
             return
         self.token = self.headers.get("X-Vault-Token", "")
         try:
-            answer = scenario(self)
+            answer = scenario(self) if "batch_input" not in self.body else self.batch(scenario)
         except Refused as refused:
             body = {} if refused.status == 204 else refused.body
             self.send(refused.status, json.dumps(body).encode() if body else b"")
@@ -328,6 +363,27 @@ class Call(http.server.BaseHTTPRequestHandler):
         else:
             if answer is not None:
                 self.send(200, json.dumps(answer).encode())
+
+    def batch(self, scenario):
+        results = []
+        status = 200
+        argument = self.argument
+        for item in self.body["batch_input"]:
+            self.body = item
+            self.argument = argument
+            self.context = base64.b64decode(item["context"])
+            try:
+                answer = scenario(self)
+                if answer is None:
+                    return None
+                results.append(answer["data"])
+            except Refused as refused:
+                if refused.status != 400:
+                    raise
+                results.append({"error": refused.body["errors"][0]})
+                status = 200 if self.operation == "rewrap" else 400
+        self.send(status, json.dumps({"data": {"batch_results": results}}).encode())
+        return None
 
     def read_path(self):
         parts = self.path.split("/")
@@ -341,7 +397,7 @@ class Call(http.server.BaseHTTPRequestHandler):
             self.mount, self.operation = "token", "lookup"
         elif parts[-3:-1] == ["datakey", "plaintext"]:
             self.mount, self.operation = "/".join(parts[2:-3]), "datakey"
-        elif parts[-2] in ("encrypt", "decrypt"):
+        elif parts[-2] in ("encrypt", "decrypt", "rewrap"):
             self.mount, self.operation = "/".join(parts[2:-2]), parts[-2]
         else:
             raise ValueError
@@ -389,7 +445,10 @@ class Control(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        global newest, switched
         with counts_lock:
+            switched = {"/on": True, "/off": False}.get(self.path, switched)
+            newest += self.path == "/rotate"
             body = json.dumps(counts).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -36,6 +36,7 @@ BEGIN READ ONLY; SELECT error_of('SELECT envcrypt.rotate_key(''acme'')'), error_
 BEGIN; CALL envcrypt.rotate_keys('0'); ROLLBACK;
 SELECT error_of('CALL envcrypt.rotate_keys(''0'')');
 CALL envcrypt.rotate_keys(NULL);
+CALL envcrypt.rotate_keys('-1 day');
 
 -- all that are old enough
 CALL envcrypt.rotate_keys('1 day');
@@ -81,9 +82,20 @@ DELETE FROM envcrypt.tenant WHERE name = 'doomed'; DELETE FROM envcrypt.data_key
 SELECT envcrypt.apply_receipt(:'receipt') AS "not there";
 INSERT INTO envcrypt.tenant SELECT * FROM backup; INSERT INTO envcrypt.data_key SELECT * FROM backup_keys; INSERT INTO envcrypt.wrapped_key SELECT * FROM backup_wrapped;
 SELECT count(envcrypt.decrypt(v)) AS restored FROM doomed;
-SELECT error_of(format('SELECT envcrypt.apply_receipt(%L)', r)) FROM (VALUES ('{}'::jsonb), ('[]'), ('1'), ('{"act": "destroy_tenant"}'), ('{"act": "destroy_tenant", "tenant": 1}'), ('{"act": "rotate_key", "tenant": "doomed"}'),
+SELECT regexp_replace(error_of(format('SELECT envcrypt.apply_receipt(%L)', r)), 'key [0-9a-f]{16}', 'key ID') FROM (VALUES ('{}'::jsonb), (:'receipt'::jsonb || '{"envcrypt": 2}'), (:'receipt'::jsonb || '{"keys": []}'), (:'receipt'::jsonb - 'keys'), (:'receipt'::jsonb || '{"keys": [1]}'), (jsonb_set(:'receipt'::jsonb, '{keys,0,key_id}', '"XY"')),
+    (jsonb_set(:'receipt'::jsonb, '{keys,0,commitment}', to_jsonb(repeat('00', 32)))), ('[]'), ('1'), ('{"act": "destroy_tenant"}'), ('{"act": "destroy_tenant", "tenant": 1}'), ('{"act": "rotate_key", "tenant": "doomed"}'),
     ('{"act": "destroy_tenant", "tenant": "not a name"}'), (jsonb_set(:'receipt'::jsonb, '{keys,0}', '{}')), (jsonb_set(:'receipt'::jsonb, '{tenant}', '"acme"'))) v(r);
+-- not while the restore is under way, however little of it is there
+BEGIN; DELETE FROM envcrypt.tenant WHERE name = 'doomed'; SELECT error_of(format('SELECT envcrypt.apply_receipt(%L)', :'receipt')); ROLLBACK;
+BEGIN; DELETE FROM envcrypt.data_key WHERE tenant = 'doomed'; SELECT error_of(format('SELECT envcrypt.apply_receipt(%L)', :'receipt')); ROLLBACK;
+BEGIN; DELETE FROM envcrypt.wrapped_key USING backup_keys b WHERE wrapped_key.key_id = b.key_id; SELECT error_of(format('SELECT envcrypt.apply_receipt(%L)', :'receipt')); ROLLBACK;
+-- a version that was made since the restore goes with it
+SELECT envcrypt.rotate_key('doomed');
 SELECT envcrypt.apply_receipt(:'receipt') AS applied, envcrypt.apply_receipt(:'receipt') AS again;
+-- wrapped keys alone that came back are destroyed again, either way
+INSERT INTO envcrypt.wrapped_key SELECT * FROM backup_wrapped; SELECT envcrypt.apply_receipt(:'receipt') AS applied, envcrypt.apply_receipt(:'receipt') AS again;
+INSERT INTO envcrypt.wrapped_key SELECT * FROM backup_wrapped; SELECT envcrypt.destroy_tenant('doomed', 'doomed') IS NOT NULL AS destroyed, error_of('SELECT envcrypt.destroy_tenant(''doomed'', ''doomed'')');
+SELECT count(*) FROM pg_stats WHERE schemaname = 'envcrypt' AND tablename = 'wrapped_key' AND attname IN ('wrapped', 'attestation');
 SELECT regexp_replace(error_of('SELECT envcrypt.decrypt(v) FROM doomed'), 'key [0-9a-f]{16}', 'key ID'); SELECT count(*) FROM envcrypt.wrapped_key JOIN envcrypt.data_key USING (key_id) WHERE tenant = 'doomed';
 DROP TABLE doomed, backup, backup_keys, backup_wrapped; SET envcrypt.tenant = 'acme';
 

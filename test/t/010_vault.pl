@@ -265,27 +265,49 @@ fails_with($app, 'SELECT envcrypt.forget_keys(); ' . $decrypt_one, { state => 'X
 	message => 'could not unwrap a key with KMS "kms"', hint => qr/altered, or belongs to another tenant or master key/ },
 	'another master key of the same name opens nothing');
 
-# --- rewrapping: every key under the newest version, in batches and alone, and never another key than it was
-$bao->policy('rewrap', 'transit/datakey/plaintext/many', 'transit/decrypt/many', 'transit/rewrap/many');
-$bao->run('write', '-f', 'transit/keys/many', 'derived=true');
-my @at_bao = ('endpoint=' . $bao->url, 'ca_file=' . $bao->ca_file, 'master_key=many', '--', 'auth=token');
-my $rewrap_token = 'token=file:' . $bao->token_file('rewrap', 'rewrap');
-for my $keys (1, 128)
-{
-	my $newest = $keys == 1 ? 2 : 3;
-	is(rewrapped([ 'envcrypt_vault', $keys, @at_bao, $rewrap_token ], sub { $bao->run('write', '-f', 'transit/keys/many/rotate'); }),
-		($newest - 1 . " $newest rewrapped\n") x $keys . 'requests 2', "$keys rewrapped in one request and opened in another");
-}
+# --- rewrapping, inside the KMS and in batches; without the right to, and what is excluded
+$bao->policy('rewrap', map { "transit/$_/many" } qw(datakey/plaintext decrypt rewrap));
 $bao->policy('clerk', 'transit/datakey/plaintext/many', 'transit/decrypt/many');
-like(rewrapped([ 'envcrypt_vault', 2, @at_bao, "token=file:$clerk_token" ], sub { }),
-	qr/^failed: could not rewrap a key with KMS "kms" .* HTTP 403.* needs update on transit\/rewrap\/many/, 'a policy without rewrap denies it');
-like(rewrapped([ 'envcrypt_vault', 2, @at_bao, $rewrap_token ],
-	sub { $bao->run('write', '-f', 'transit/keys/many/rotate'); $bao->run('write', 'transit/keys/many/config', 'min_decryption_version=4'); }),
-	qr/^failed: could not rewrap a key .*too old/, 'a version that is excluded is not rewrapped');
+$bao->run('write', '-f', 'transit/keys/many', 'derived=true');
+my $at_many = "OPTIONS (endpoint '" . $bao->url . "', ca_file '" . $bao->ca_file . "', master_key 'many')";
+$dba->value("CREATE SERVER many FOREIGN DATA WRAPPER envcrypt_vault $at_many;
+	CREATE USER MAPPING FOR CURRENT_USER SERVER many OPTIONS (auth 'token', token 'file:" . $bao->token_file('rewrap', 'rewrap') . "');
+	SELECT count(envcrypt.create_tenant('many' || i, 'many')) FROM generate_series(1, 130) i");
+my $many_value = $dba->value("SELECT envcrypt.encrypt('many'::text, 'many7')");
+my $many_versions = "SELECT string_agg(DISTINCT master_key_version, ',') FROM envcrypt.wrappings WHERE server = 'many'";
+is($dba->value($many_versions), '1', 'made under the first version');
+$bao->run('write', '-f', 'transit/keys/many/rotate');
+works($dba, "CALL envcrypt.rewrap_keys('many'); $many_versions", '2', 'rewrapped under the newest');
+works($dba, "SELECT envcrypt.forget_keys() > 0; SELECT envcrypt.decrypt('$many_value')", "t\nmany", 'and nothing else has changed');
+works($dba, "SELECT state, total, done, left_over FROM envcrypt.progress WHERE server = 'many'", 'finished|260|260|0', 'as the progress says');
+$bao->run('write', '-f', 'transit/keys/many/rotate');
+$dba->value("ALTER USER MAPPING FOR CURRENT_USER SERVER many OPTIONS (SET token 'file:" . $bao->token_file('clerk2', 'clerk') . "')");
+fails_with($dba, "CALL envcrypt.rewrap_keys('many')", { state => '42501', message => qr/^could not rewrap a key with KMS "many"/, hint => qr{needs update on transit/rewrap/many} },
+	'a policy without rewrap denies it');
+$bao->run('write', 'transit/keys/many/config', 'min_decryption_version=3');
+$dba->value("ALTER USER MAPPING FOR CURRENT_USER SERVER many OPTIONS (SET token 'file:" . $bao->token_file('rewrap', 'rewrap') . "')");
+fails_with($dba, "CALL envcrypt.rewrap_keys('many')", { state => '42501', message => qr/^could not rewrap a key/, detail => qr/too old/ }, 'a version that is excluded is not rewrapped');
+works($dba, "SELECT state, done, left_over FROM envcrypt.progress WHERE server = 'many'", 'interrupted|0|260', 'interrupted, the progress says');
+$bao->run('write', 'transit/keys/many/config', 'min_decryption_version=1');
+works($dba, "CALL envcrypt.rewrap_keys('many'); $many_versions", '3', 'once it is allowed again, all are');
+
+# --- moved to another master key, in batches too; the tenants' new keys follow
+$bao->policy('move', map { "transit/$_/app" } qw(datakey/plaintext decrypt encrypt));
+$dba->value("CREATE SERVER moved FOREIGN DATA WRAPPER envcrypt_vault OPTIONS (endpoint '" . $bao->url . "', ca_file '" . $bao->ca_file . "', master_key 'app');
+	CREATE USER MAPPING FOR CURRENT_USER SERVER moved OPTIONS (auth 'token', token 'file:" . $bao->token_file('move', 'move') . "')");
+works($dba, "CALL envcrypt.rewrap_keys('many', to_server => 'moved'); SELECT count(*), count(DISTINCT master_key) FROM envcrypt.wrappings WHERE server = 'moved'; $many_versions; SELECT DISTINCT server FROM envcrypt.tenants WHERE name ~ '^many'",
+	"260|1\n\nmoved", 'moved');
+works($dba, "SELECT envcrypt.forget_keys() > 0; SELECT envcrypt.decrypt('$many_value'); SELECT envcrypt.rotate_key('many7')", "t\nmany\n2", 'and nothing else has changed');
+# the master key that a server names now, by another name: what the old one wrapped is unwrapped there
+$bao->run('write', '-f', 'transit/keys/next', 'derived=true');
+$bao->policy('next', (map { "transit/$_/next" } qw(datakey/plaintext decrypt encrypt)), 'transit/decrypt/app');
+$dba->value("ALTER SERVER moved OPTIONS (SET master_key 'next'); ALTER USER MAPPING FOR CURRENT_USER SERVER moved OPTIONS (SET token 'file:" . $bao->token_file('next', 'next') . "')");
+works($dba, "CALL envcrypt.rewrap_keys('moved'); SELECT DISTINCT master_key FROM envcrypt.wrappings WHERE server = 'moved'; SELECT envcrypt.forget_keys() > 0; SELECT envcrypt.decrypt('$many_value')", "next\nt\nmany",
+	'under another master key of the same KMS');
 
 # --- the KMS is gone
 $bao->stop;
-fails_with($dba, $new_tenant, { state => '08006', message => qr/^could not make a data key with KMS "kms": could not connect to 127\.0\.0\.1:\d+$/, hint => qr/endpoint/ },
+fails_with($dba, $new_tenant, { state => '08006', message => qr/^could not log in with KMS "kms": could not connect to 127\.0\.0\.1:\d+$/, hint => qr/endpoint/ },
 	'stopped');
 like(check_server(), qr/^f\|08006\|could not log in with KMS "kms": could not connect to /, 'stopped: check_server');
 

@@ -135,15 +135,43 @@ for my $way (
 	works($session, $decrypt, "t\nplaintext", 'all is well again');
 }
 
-# rewrapping, inside KMS; where it names the key's material, what is under the newest is left alone
-my @at_aws = ('envcrypt_aws', 3, (map { "$_=$server{$_}" } sort keys %server), '--', 'auth=profile',
-	map { "$_=$files{$_}" } sort keys %files);
-$aws->control('material?');
-is(rewrapped(\@at_aws, sub { }), "  rewrapped\n" x 3 . 'requests 7', 'asked for the newest, rewrapped and opened');
+# rewrapping, inside KMS; where it names the key's material, what is under the newest is left alone, else what is done already
+my $dba = Envcrypt::Session->new($node);
+$dba->value('CREATE EXTENSION envcrypt');
+my $options = sub { my %options = @_; return join ', ', map { "$_ '$options{$_}'" } sort keys %options };
+$dba->value('CREATE SERVER rewrapped FOREIGN DATA WRAPPER envcrypt_aws OPTIONS (' . $options->(%server) . '); CREATE USER MAPPING FOR CURRENT_USER SERVER rewrapped OPTIONS (' . $options->(auth => 'profile', %files) . ')');
 my ($first, $second) = map { $_ x 32 } 'ab', 'cd';
+my $rewrap = sub {
+	my ($asked) = @_;
+	$dba->value("CALL envcrypt.rewrap_keys('rewrapped')");
+	return $dba->value("SELECT string_agg(DISTINCT coalesce(master_key_version, '-'), ',') FROM envcrypt.wrappings WHERE server = 'rewrapped'")
+	  . '|' . $dba->value("SELECT done, left_over FROM envcrypt.progress WHERE server = 'rewrapped'")
+	  . '|' . ($aws->counts('ReEncrypt$') - ($asked // 0));
+};
+$aws->control('material?');
+$dba->value("SELECT envcrypt.create_tenant('re' || i, 'rewrapped') FROM generate_series(1, 3) i");
+my $re = $dba->value("SELECT envcrypt.encrypt('re'::text, 're1')");
+my $asked = $aws->counts('ReEncrypt$');
+is($rewrap->($asked), '-|6|0|6', 'rewrapped inside KMS');
 $aws->control("material?$first");
-is(rewrapped(\@at_aws, sub { $aws->control("material?$second"); }), "$first $second rewrapped\n" x 3 . 'requests 7', 'under new key material');
-is(rewrapped(\@at_aws, sub { }), "$second  kept\n" x 3 . 'requests 1', 'under the newest already');
+is($rewrap->($asked), "$first|6|0|12", 'under key material that is named');
+is($rewrap->($asked), "$first|0|0|12", 'under the newest already');
+$aws->control("material?$second");
+is($rewrap->($asked), "$second|6|0|18", 'under new key material');
+works($dba, "SELECT envcrypt.forget_keys() > 0; SELECT envcrypt.decrypt('$re')", "t\nre", 'and nothing else has changed');
+# a tenant's own master key stays its own; one that its owner closes keeps nobody else's keys from being rewrapped
+my $own = $aws->own_key_arn;
+$dba->value("SELECT envcrypt.create_tenant('byok', 'rewrapped', master_key => 'alias/own')");
+$aws->control("material?$first");
+is($rewrap->($asked), "$first|8|0|26", 'with a tenant that has a master key of its own');
+works($dba, "SELECT DISTINCT own_master_key, master_key = '$own' FROM envcrypt.wrappings WHERE tenant = 'byok'", 't|t', 'which stays its own');
+# and moves as the others do: added, verified, dropped
+$dba->value('CREATE SERVER second FOREIGN DATA WRAPPER envcrypt_aws OPTIONS (' . $options->(%server) . '); CREATE USER MAPPING FOR CURRENT_USER SERVER second OPTIONS (' . $options->(auth => 'profile', %files) . ')');
+works($dba, "CALL envcrypt.rewrap_keys('rewrapped', 'second'); SELECT name, server FROM envcrypt.tenants WHERE name ~ 're1|byok' ORDER BY 1; SELECT done, left_over FROM envcrypt.progress WHERE to_server = 'second'",
+	"byok|rewrapped\nre1|second\n6|2", 'a move leaves it where it is');
+fails_with($dba, "CALL envcrypt.add_wrapping('second', 'byok')", { state => '22023', message => 'tenant "byok" has a master key of its own', hint => qr/master_key => / }, 'unless its own master key there is said');
+works($dba, "CALL envcrypt.add_wrapping('second', 'byok', master_key => 'alias/own'); CALL envcrypt.drop_wrapping('rewrapped', 'byok'); SELECT server, master_key = '$own' FROM envcrypt.tenants WHERE name = 'byok';
+	SELECT envcrypt.decrypt(envcrypt.encrypt('x'::text, 'byok')); SELECT envcrypt.rotate_key('byok'); SELECT DISTINCT server, own_master_key FROM envcrypt.wrappings WHERE tenant = 'byok'", "second|t\nx\n2\nsecond|t", 'then it moves, and new keys follow');
 $aws->control('material?');
 holds_none(log_of($node), $aws->secrets, 'the log holds no secret');
 done_testing();

@@ -23,9 +23,10 @@ SecretBytes key_bytes(std::uint8_t fill) {
     return key;
 }
 
-OpenKey &put(Cache &cache, const KeyRef &which, std::size_t limit = 1024, kms::Clock now = kStart) {
+OpenKey &put(Cache &cache, const KeyRef &which, std::size_t limit = 1024, kms::Clock now = kStart,
+             kms::Clock grace = {}) {
     return cache.put(which, "tenant", "server", key_bytes(static_cast<std::uint8_t>(which.key_id)),
-                     now, seconds(300), limit);
+                     {now, now + seconds(300), now + seconds(300) + grace}, limit);
 }
 
 TEST(Cache, FindsAKeyForItsIdentityOnly) {
@@ -60,13 +61,82 @@ TEST(Cache, DropsByIdentityKeyAndTime) {
     cache.drop_identity(ref(0, 2).identity);
     EXPECT_EQ(cache.find(ref(1, 2)), nullptr);
     EXPECT_NE(cache.find(ref(1, 1)), nullptr);
-    cache.drop_expired(kStart + seconds(300) - kms::Clock(1));
+    cache.expire(kStart + seconds(300) - kms::Clock(1));
     EXPECT_EQ(cache.size(), 2u);
-    cache.drop_expired(kStart + seconds(300));
+    cache.expire(kStart + seconds(300));
     EXPECT_EQ(cache.find(ref(1, 1)), nullptr);
     EXPECT_EQ(cache.size(), 1u);
     cache.drop_key(2);
     EXPECT_EQ(cache.size(), 0u);
+}
+
+TEST(Cache, AnExpiredKeyServesOnlyWhileItIsBridged) {
+    Cache cache;
+    OpenKey &key = put(cache, ref(1), 1024, kStart, seconds(60));
+    const std::uint8_t salt[value::kSaltSize] = {1};
+    Subkey &subkey = cache.subkey(key, salt);
+    const std::uint64_t serial = key.serial;
+    const std::uint64_t subkey_serial = subkey.serial;
+    EXPECT_EQ(cache.find_stale(ref(1)), nullptr);
+    cache.expire(kStart + seconds(300));
+    EXPECT_NE(key.serial, serial) << "whoever held it looks again";
+    EXPECT_NE(subkey.serial, subkey_serial);
+    EXPECT_EQ(cache.find(ref(1)), nullptr);
+    ASSERT_EQ(cache.find_stale(ref(1)), &key);
+    EXPECT_EQ(cache.size(), 1u);
+
+    cache.bridge(key, kStart + seconds(310));
+    EXPECT_EQ(cache.find(ref(1)), &key);
+    EXPECT_TRUE(key.bridged);
+    EXPECT_EQ(key.key.expose()[0], 1);
+    cache.expire(kStart + seconds(310));
+    ASSERT_EQ(cache.find_stale(ref(1)), &key);
+    cache.bridge(key, kStart + seconds(1000));
+    EXPECT_EQ(key.life.expires, kStart + seconds(360)) << "no longer than the grace";
+    cache.expire(kStart + seconds(360));
+    EXPECT_EQ(cache.size(), 0u);
+
+    OpenKey &again = put(cache, ref(1), 1024, kStart, seconds(60));
+    cache.expire(kStart + seconds(300));
+    EXPECT_TRUE(again.stale);
+    EXPECT_FALSE(put(cache, ref(1)).bridged) << "the KMS gave it anew";
+    EXPECT_EQ(cache.size(), 1u);
+    put(cache, ref(2), 1024, kStart, seconds(60));
+    cache.expire(kStart + seconds(300));
+    cache.drop_identity(ref(2).identity);
+    EXPECT_EQ(cache.size(), 0u) << "a denial takes expired ones too";
+}
+
+TEST(Cache, DropsWhatAnOlderVersionOfAnIdentityOpened) {
+    Cache cache;
+    KeyRef newer = ref(1);
+    newer.identity[1] = 2;
+    put(cache, ref(1));
+    put(cache, ref(1, 2));
+    put(cache, newer);
+    cache.drop_older(newer.identity);
+    EXPECT_EQ(cache.find(ref(1)), nullptr);
+    EXPECT_NE(cache.find(ref(1, 2)), nullptr) << "another mapping's";
+    EXPECT_NE(cache.find(newer), nullptr);
+    KeyRef brought = ref(2, kNoMapping);
+    KeyRef other = brought;
+    other.identity[5] = 2;
+    put(cache, brought);
+    cache.drop_older(other.identity);
+    EXPECT_NE(cache.find(brought), nullptr) << "two that a session brought are two";
+}
+
+TEST(Cache, ShrinksToALimit) {
+    Cache cache;
+    for (std::uint64_t id = 1; id <= 5; ++id) put(cache, ref(id));
+    cache.find(ref(1));
+    cache.shrink(2);
+    EXPECT_EQ(cache.size(), 2u);
+    EXPECT_NE(cache.find(ref(1)), nullptr);
+    EXPECT_NE(cache.find(ref(5)), nullptr);
+    cache.drop(ref(5));
+    cache.drop(ref(5));
+    EXPECT_EQ(cache.size(), 1u);
 }
 
 TEST(Cache, ADroppedKeyIsNotMistakenForItsSuccessor) {

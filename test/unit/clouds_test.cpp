@@ -187,22 +187,6 @@ TEST(Aws, RewrapsInsideTheKms) {
     EXPECT_EQ(code_of(server, ask, 200, R"({"KeyId":"arn:new"})"), ErrorCode::bad_answer);
 }
 
-TEST(Aws, TellsTheNewestKeyMaterial) {
-    Ask ask;
-    ask.verb = Verb::describe;
-    const http::Request request = request_for(aws(), ask);
-    EXPECT_EQ(header(request, "X-Amz-Target"), "TrentService.DescribeKey");
-    EXPECT_EQ(request.body.expose_text(), R"({"KeyId":"alias/app"})");
-    const Result<Answer> answer = aws_dialect().read(
-        aws(), ask,
-        response(200,
-                 R"({"KeyMetadata":{"Arn":"arn:a","CurrentKeyMaterialId":"m2","Enabled":true}})"));
-    ASSERT_TRUE(answer);
-    EXPECT_EQ(answer->master_key, "arn:a");
-    EXPECT_EQ(answer->master_key_version, "m2");
-    EXPECT_EQ(code_of(aws(), ask, 200, R"({"KeyMetadata":{}})"), ErrorCode::bad_answer);
-}
-
 TEST(Aws, ReadsAnswers) {
     const auto answer =
         aws_dialect().read(aws(), unwrap(),
@@ -260,8 +244,7 @@ TEST(Aws, NamesTheRightThatTheCallNeeds) {
     const std::pair<Verb, const char *> rights[] = {{Verb::make_data_key, "kms:GenerateDataKey "},
                                                     {Verb::wrap, "kms:Encrypt "},
                                                     {Verb::unwrap, "kms:Decrypt "},
-                                                    {Verb::rewrap, "kms:ReEncryptFrom "},
-                                                    {Verb::describe, "kms:DescribeKey "}};
+                                                    {Verb::rewrap, "kms:ReEncryptFrom "}};
     for (const auto &[verb, right] : rights) {
         Ask ask = unwrap();
         ask.verb = verb;

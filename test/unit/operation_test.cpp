@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "crypto/encoding.hpp"
+#include "crypto/random.hpp"
 
 namespace envcrypt::keyring {
 namespace {
@@ -570,38 +571,73 @@ TEST_F(RewrapTest, AnotherKeyThanWasRewrappedIsCorrupt) {
     EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
 }
 
-TEST_F(RewrapTest, AKmsThatCannotUnwrapsAndWrapsAgain) {
-    auto op = std::make_unique<Operation>();
-    op->server.name = "kms";
-    op->server.dialect = &kms::local_dialect();
-    op->server.options = {{"key_file", "/k"}};
-    op->credentials = &credentials_;
-    op->context = kContext;
-    op->work = make_key(*op);
-    const std::string old_line(64, 'a');
-    const std::string both = old_line + "\n" + std::string(64, 'b');
-    Script make;
-    make.answers.emplace_back(old_line);
-    ASSERT_TRUE(make.run(*op));
-    KeyToOpen &key = op->keys.emplace_back();
-    key.context = kContext;
-    key.wrapped = op->made.wrapped;
-    key.commitment = crypto::commitment(op->key.expose().first<32>(), kContext);
-    op->work = rewrap_keys(*op);
-    Script rewrap;
-    for (int i = 0; i < 3; ++i) rewrap.answers.emplace_back(both);
-    ASSERT_TRUE(rewrap.run(*op));
-    EXPECT_NE(key.made.master_key_version, op->made.master_key_version);
-    EXPECT_NE(key.made.wrapped, key.wrapped);
+TEST_F(RewrapTest, WrapsInOneRequestAndOpensWhatCameOfIt) {
+    auto op = batch(2);
+    for (KeyToOpen &key : op->keys) key.key = std::move(*crypto::from_base64_secret(kKey));
+    op->work = wrap_keys(*op);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(
+        results(200, rewrapped("vault:v7:a") + "," + rewrapped("vault:v7:b")));
+    script.answers.emplace_back(results(200, item(kKey) + "," + item(kKey)));
+    ASSERT_TRUE(script.run(*op));
+    EXPECT_EQ(script.asked,
+              (Asked{"file /t", "transit/encrypt/app as token", "transit/decrypt/app as token"}));
+    EXPECT_EQ(as_text(op->keys[1].made.wrapped), "vault:v7:b");
 
-    // and a key that is not the one it was kept for is not wrapped again
-    key.commitment[0] ^= 1;
-    op->work = rewrap_keys(*op);
+    for (KeyToOpen &key : op->keys) key.commitment[0] ^= 1;
+    op->work = wrap_keys(*op);
     Script wrong;
-    wrong.answers.emplace_back(both);
+    wrong.answers.emplace_back(
+        results(200, rewrapped("vault:v7:a") + "," + rewrapped("vault:v7:b")));
+    wrong.answers.emplace_back(results(200, item(kKey) + "," + item(kKey)));
     const Status outcome = wrong.run(*op);
-    ASSERT_FALSE(outcome);
+    ASSERT_FALSE(outcome) << "what is not the key that it was is not kept";
     EXPECT_EQ(outcome.error().code, ErrorCode::corrupt);
+}
+
+TEST_F(BatchTest, ADenialComesBeforeOtherFailures) {
+    auto op = batch(2);
+    Script script;
+    script.answers.emplace_back(std::string("token"));
+    script.answers.emplace_back(
+        results(400, R"x({"error":"cipher: message authentication failed"},)x"
+                     R"x({"error":"ciphertext version is disallowed by policy (too old)"})x"));
+    const Status outcome = script.run(*op);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::denied);
+    EXPECT_EQ(op->keys[0].failed, ErrorCode::corrupt);
+    EXPECT_EQ(op->keys[1].failed, ErrorCode::denied);
+}
+
+TEST(Group, OpensWhatItWrappedAndNothingElse) {
+    SecretBytes group(32);
+    crypto::random_bytes(group.expose());
+    KeyToOpen key;
+    key.context = crypto::wrap_context(crypto::Purpose::data, 7, "acme");
+    key.key = SecretBytes(32);
+    crypto::random_bytes(key.key.expose());
+    const SecretBytes original = key.key.copy();
+    key.commitment = crypto::commitment(key.key.expose().first<32>(), key.context);
+    wrap_by_group(group, key);
+    key.wrapped = key.made.wrapped;
+    key.key.clear();
+    ASSERT_TRUE(open_by_group(group, "g", key));
+    EXPECT_TRUE(equal_constant_time(key.key.expose(), original.expose()));
+
+    KeyToOpen other;
+    other.wrapped = key.wrapped;
+    other.context = crypto::wrap_context(crypto::Purpose::data, 7, "other");
+    other.commitment = key.commitment;
+    Status opened = open_by_group(group, "g", other);
+    ASSERT_FALSE(opened) << "bound to the tenant";
+    EXPECT_EQ(opened.error().code, ErrorCode::corrupt);
+    other.context = key.context;
+    other.commitment[0] ^= 1;
+    opened = open_by_group(group, "g", other);
+    ASSERT_FALSE(opened) << "the commitment";
+    EXPECT_EQ(opened.error().code, ErrorCode::corrupt);
+    EXPECT_TRUE(other.key.empty());
 }
 
 TEST_F(OperationTest, WhatALoginSaysAboutTryingAgainIsHeeded) {

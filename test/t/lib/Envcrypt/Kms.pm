@@ -72,17 +72,29 @@ sub create_login
 	  . "role_id 'fault', secret_id 'file:$self->{secret_id_file}');";
 }
 
+# What the control port answers.
+sub control
+{
+	my ($self, $what) = @_;
+	my $answer = HTTP::Tiny->new(timeout => 60, proxy => undef)->get("http://127.0.0.1:$self->{ports}{control}/$what");
+	die "no $what: $answer->{reason} $answer->{content}" if !$answer->{success};
+	return decode_json($answer->{content});
+}
+
 # How often each MOUNT:OPERATION was asked; the sum of those that the pattern names.
 sub count
 {
 	my ($self, $pattern) = @_;
-	my $answer = HTTP::Tiny->new(timeout => 60, proxy => undef)->get("http://127.0.0.1:$self->{ports}{control}/counts");
-	die "no counts: $answer->{reason} $answer->{content}" if !$answer->{success};
-	my $counts = decode_json($answer->{content});
+	my $counts = $self->control('counts');
 	my $sum = 0;
 	$sum += $counts->{$_} for grep { /$pattern/ } keys %$counts;
 	return $sum;
 }
+
+# Makes a new version of every master key.
+sub rotate { $_[0]->control('rotate'); return; }
+# Has the mounts switch/SCENARIO do that, or work.
+sub switch { my ($self, $on) = @_; $self->control($on ? 'on' : 'off'); return; }
 
 sub stop
 {

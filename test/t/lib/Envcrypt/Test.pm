@@ -14,7 +14,7 @@ use Time::HiRes qw(sleep time);
 use Envcrypt::Session;
 
 our @EXPORT = qw(new_cluster start_again wait_until write_secret fails_with works wait_for_kms is_waiting_for_kms
-  open_descriptors threads resident_kb is_alive children_of log_of holds_none python rewrapped $test_dir $python);
+  open_descriptors threads resident_kb is_alive children_of log_of holds_none python $test_dir $python);
 
 # Folders and programs: test/run sets the environment; a test run by hand may leave most of it out.
 our $test_dir = $ENV{ENVCRYPT_TEST_DIR} // dirname(dirname(dirname(dirname(__FILE__))));
@@ -144,23 +144,6 @@ sub children_of
 # --- what must not leak ---
 
 sub log_of { return slurp_file($_[0]->logfile); }
-
-# What test/servers/rewrap.cpp says when told to make keys, call the sub, and rewrap them; without its last newline.
-sub rewrapped
-{
-	my ($arguments, $between) = @_;
-	my ($in, $out) = ('', '');
-	my $rewrap = IPC::Run::start([ $ENV{ENVCRYPT_REWRAP}, @$arguments ], '<', \$in, '>', \$out, IPC::Run::timeout(PATIENCE));
-	$rewrap->pump until $out =~ /\n/;
-	if ($out =~ s/^made\n//)
-	{
-		$between->();
-		$in = "go\n";
-	}
-	$rewrap->finish;
-	chomp $out;
-	return $out;
-}
 
 # One test: the text holds none of the secrets (name => bytes).
 sub holds_none

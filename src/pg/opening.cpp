@@ -1,0 +1,529 @@
+// See opening.hpp.
+#include "pg/opening.hpp"
+
+namespace envcrypt::pg {
+
+namespace {
+
+using keyring::OpenKey;
+
+// A place that the current role may use, of one key.
+struct Candidate {
+    const WrappedKeyRow *row;
+    Place place;
+    bool failed;
+};
+
+// A key that is to be opened at a KMS.
+struct Wanted {
+    const KeyRow *key;
+    List *candidates;      // of Candidate *, in the order in which they are tried
+    ErrorReport *failure;  // of the first that failed, with what the others said
+};
+
+// A key that a group key wraps.
+struct Child {
+    const KeyRow *key;
+    const WrappedKeyRow *row;
+    Wanted *group;
+};
+
+// What keeps an operation from one KMS, and not from the next.
+bool is_failover(ErrorCode code) {
+    return code == ErrorCode::unreachable || code == ErrorCode::throttled ||
+           code == ErrorCode::misconfigured || code == ErrorCode::corrupt;
+}
+
+bool is_away(ErrorCode code) {
+    return code == ErrorCode::unreachable || code == ErrorCode::throttled;
+}
+
+bool is_unavailable(ErrorCode code) {
+    return is_away(code) || code == ErrorCode::denied || code == ErrorCode::misconfigured;
+}
+
+// A KMS that was away is asked last for a while, which grows as it stays away. Where there is
+// another, or a key of before, it then has to answer soon.
+constexpr kms::Clock kFirstPause{5000};
+constexpr kms::Clock kLongestPause{60000};
+constexpr kms::Clock kProbePatience{2000};
+constexpr kms::Clock kLeastPatience{100};
+
+[[noreturn]] void raise_wrapped_nowhere(const KeyRow &key) {
+    ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+                    errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
+                           static_cast<unsigned long long>(key.key_id), key.tenant),
+                    errhint("Restore the rows of envcrypt.wrapped_key from a backup.")));
+    pg_unreachable();
+}
+
+// Null where the role may use none of the places, and `soft`.
+Wanted *find_candidates(const KeyRow &key, List *rows, bool soft) {
+    const Oid role = GetUserId();
+    auto *wanted = static_cast<Wanted *>(palloc0(sizeof(Wanted)));
+    wanted->key = &key;
+    PlaceFault fault = PlaceFault::none;
+    const char *fault_server = nullptr;
+    ListCell *cell;
+    foreach (cell, rows) {
+        const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
+        auto *candidate = static_cast<Candidate *>(palloc0(sizeof(Candidate)));
+        candidate->row = row;
+        const PlaceFault here = find_place(row->server, role, candidate->place);
+        if (here == PlaceFault::none) {
+            wanted->candidates = lappend(wanted->candidates, candidate);
+        } else if (here >= fault) {
+            // the fault of the place that came closest is the one to tell
+            fault = here;
+            fault_server = row->server;
+        }
+    }
+    if (wanted->candidates != NIL) return wanted;
+    if (soft) return nullptr;
+    raise_place_fault(fault, fault_server, role);
+}
+
+KeyRow *find_group(const char *name) {
+    auto *group = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
+    if (!find_newest_key(name, crypto::Purpose::group, is_live, *group))
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_CORRUPTED), errmsg("group key \"%s\" does not exist", name),
+                 errhint("Restore the rows of envcrypt.data_key from a backup.")));
+    return group;
+}
+
+const WrappedKeyRow *group_wrapping(List *rows) {
+    ListCell *cell;
+    foreach (cell, rows) {
+        const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
+        if (row->group_key[0] != '\0') return row;
+    }
+    return nullptr;
+}
+
+OpenKey *find_open_at(const Wanted &places, std::uint64_t key_id, bool stale = false) {
+    Backend &state = backend();
+    ErrorReport report;
+    OpenKey *open = nullptr;
+    ListCell *cell;
+    foreach (cell, places.candidates) {
+        const keyring::KeyRef ref{static_cast<Candidate *>(lfirst(cell))->place.identity, key_id};
+        if (!guarded(report,
+                     [&] { open = stale ? state.cache.find_stale(ref) : state.cache.find(ref); }))
+            raise(report);
+        if (open != nullptr) break;
+    }
+    return open;
+}
+
+// Until when the KMS is asked last; nothing where it was not away.
+std::optional<kms::Clock> away_until(const keyring::IdentityId &identity) {
+    const Backend &state = backend();
+    const auto found = state.away.find(identity);
+    return found == state.away.end() ? std::nullopt : std::optional(found->second.until);
+}
+
+void note_away(Backend &state, const keyring::IdentityId &identity) {
+    Away &away = state.away[identity];
+    away.pause = std::clamp(away.pause * 2, kFirstPause, kLongestPause);
+    away.until = now() + away.pause;
+}
+
+// Has an expired key serve on, since its KMS is away. False where there is none.
+bool bridge(const Wanted &wanted) {
+    OpenKey *stale = find_open_at(wanted, wanted.key->key_id, true);
+    if (stale == nullptr) return false;
+    const kms::Clock until =
+        std::max(away_until(stale->ref.identity).value_or(kms::Clock{}), now() + kms::Clock(1));
+    Backend &state = backend();
+    ErrorReport report;
+    char server[NAMEDATALEN];
+    if (!guarded(report, [&] {
+            copy_text(server, stale->server);
+            state.cache.bridge(*stale, until);
+        }))
+        raise(report);
+    static std::optional<kms::Clock> warned;
+    constexpr kms::Clock minute{60000};
+    if (warned && now() - *warned < minute) return true;
+    warned = now();
+    ereport(WARNING, (errmsg("KMS \"%s\" is away: keys that it opened before serve on", server),
+                      errdetail("outage_grace lets them; envcrypt.cache shows until when."),
+                      errhint("See to the KMS before it ends.")));
+    return true;
+}
+
+// The place to be tried next, and how long it may take (0: as long as any operation); null where
+// all have failed or, where a key of before can serve on, all are away.
+Candidate *next_place(const Wanted &wanted, kms::Clock end, kms::Clock &limit) {
+    Candidate *next = nullptr;
+    Candidate *first_away = nullptr;
+    int left = 0;
+    ListCell *cell;
+    foreach (cell, wanted.candidates) {
+        auto *candidate = static_cast<Candidate *>(lfirst(cell));
+        if (candidate->failed) continue;
+        ++left;
+        const auto until = away_until(candidate->place.identity);
+        if (until && now() < *until) {
+            if (first_away == nullptr) first_away = candidate;
+        } else if (next == nullptr) {
+            next = candidate;
+        }
+    }
+    const bool can_bridge = find_open_at(wanted, wanted.key->key_id, true) != nullptr;
+    if (next == nullptr && !can_bridge) next = first_away;
+    limit = kms::Clock{};
+    if (next == nullptr || (list_length(wanted.candidates) == 1 && !can_bridge)) return next;
+    limit = std::max((end - now()) / left, kLeastPatience);
+    const bool was_away = away_until(next->place.identity).has_value();
+    if (was_away && next != first_away) limit = std::min(limit, kProbePatience);
+    return next;
+}
+
+// Has the batch open the key there. False where no request could be made.
+bool add_to_batch(const KeyRow &key, const Candidate &candidate, kms::Clock limit,
+                  ErrorReport &report) {
+    Backend &state = backend();
+    const WrappedKeyRow &row = *candidate.row;
+    const Place &place = candidate.place;
+    keyring::Operation *operation = nullptr;
+    if (!guarded(report, [&] {
+            const auto found =
+                state.batch_filling.find(std::pair(place.identity, std::string(row.master_key)));
+            if (found != state.batch_filling.end() &&
+                found->second->keys.size() < place.dialect->max_batch())
+                operation = found->second;
+        }))
+        raise(report);
+    const bool begins = operation == nullptr;
+    if (begins) operation = prepare_in_batch(place, row.master_key, report);
+    if (operation == nullptr) return false;
+    if (!guarded(report, [&] {
+            if (begins)
+                state.batch_filling.insert_or_assign(
+                    std::pair(place.identity, std::string(row.master_key)), operation);
+            if (begins || limit < operation->limit) operation->limit = limit;
+            keyring::KeyToOpen &wanted = operation->keys.emplace_back();
+            wanted.key_id = key.key_id;
+            wanted.tenant = key.tenant;
+            wanted.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
+            wanted.wrapped.assign(row.wrapped.begin(), row.wrapped.end());
+            wanted.attestation.assign(row.attestation.begin(), row.attestation.end());
+            wanted.commitment = key.commitment;
+        }))
+        raise(report);
+    return true;
+}
+
+void note_failure(Wanted &wanted, Candidate &candidate, const ErrorReport &report) {
+    candidate.failed = true;
+    if (wanted.failure == nullptr) {
+        wanted.failure = static_cast<ErrorReport *>(palloc(sizeof(ErrorReport)));
+        *wanted.failure = report;
+        return;
+    }
+    char *detail = wanted.failure->detail;
+    const std::size_t length = strlen(detail);
+    snprintf(detail + length, sizeof(wanted.failure->detail) - length, "%sAnd %s.",
+             length > 0 ? " " : "", report.message);
+}
+
+keyring::Lifetime lifetime(const keyring::Operation &operation) {
+    const kms::Clock time = now();
+    const kms::Clock expires =
+        time + operation.server.duration("cache_ttl", std::chrono::seconds(setting_cache_ttl));
+    return {time, expires,
+            expires + operation.server.duration("outage_grace",
+                                                std::chrono::seconds(setting_outage_grace))};
+}
+
+std::size_t cache_limit(const Backend &state) {
+    return std::max(static_cast<std::size_t>(setting_cache_size), state.keys_in_hand);
+}
+
+// Takes what has been opened into the cache. A C++ frame.
+void keep_opened(Backend &state, const keyring::IdentityId *denied) {
+    const keyring::IdentityId *last = nullptr;
+    for (Run &run : state.runs) {
+        if (!run.finished) continue;
+        keyring::Operation &operation = *run.operation;
+        if (last == nullptr || *last != operation.identity)
+            state.cache.drop_older(operation.identity);
+        last = &operation.identity;
+        if (run.succeeded) state.away.erase(operation.identity);
+        // whoever was denied meanwhile keeps nothing
+        if (denied != nullptr && operation.identity == *denied) continue;
+        for (keyring::KeyToOpen &key : operation.keys) {
+            if (key.key.empty()) continue;
+            const keyring::KeyRef ref{operation.identity, key.key_id};
+            state.cache.put(ref, std::move(key.tenant), operation.server.name, std::move(key.key),
+                            lifetime(operation), cache_limit(state));
+        }
+    }
+}
+
+// What failed: an operation as a whole, or some of its keys.
+struct Failure {
+    keyring::IdentityId identity;
+    char *master_key;
+    std::uint64_t *keys;  // those that failed themselves
+    int key_count;
+};
+
+// Who failed among the runs; its texts and arrays lie in the current memory context.
+Failure find_failure(Backend &state) {
+    Failure failure{};
+    ErrorReport report;
+    std::size_t count = 0;
+    for (const Run &run : state.runs)
+        if (run.finished && !run.succeeded) count = run.operation->keys.size();
+    failure.keys = static_cast<std::uint64_t *>(palloc(sizeof(std::uint64_t) * (count + 1)));
+    if (!guarded(report, [&] {
+            for (const Run &run : state.runs) {
+                if (!run.finished || run.succeeded) continue;
+                failure.identity = run.operation->identity;
+                for (const keyring::KeyToOpen &key : run.operation->keys)
+                    if (key.failed) failure.keys[failure.key_count++] = key.key_id;
+            }
+        }))
+        raise(report);
+    return failure;
+}
+
+bool names_key(const Failure &failure, std::uint64_t key_id) {
+    return std::find(failure.keys, failure.keys + failure.key_count, key_id) !=
+           failure.keys + failure.key_count;
+}
+
+// Which places a failure concerns: what is away, all of that KMS; what is misconfigured, all by
+// that master key; what is corrupt, that wrapping only. False where it concerns none.
+bool note_failures(List *wanted, const Failure &failure, const ErrorReport &report) {
+    const char *master_key = nullptr;
+    ListCell *cell;
+    foreach (cell, wanted) {
+        const auto *one = static_cast<Wanted *>(lfirst(cell));
+        if (!names_key(failure, one->key->key_id)) continue;
+        ListCell *other;
+        foreach (other, one->candidates) {
+            const auto *candidate = static_cast<Candidate *>(lfirst(other));
+            if (candidate->place.identity == failure.identity)
+                master_key = candidate->row->master_key;
+        }
+    }
+    bool any = false;
+    foreach (cell, wanted) {
+        auto *one = static_cast<Wanted *>(lfirst(cell));
+        ListCell *other;
+        foreach (other, one->candidates) {
+            auto *candidate = static_cast<Candidate *>(lfirst(other));
+            if (candidate->failed || candidate->place.identity != failure.identity) continue;
+            const bool concerned =
+                is_away(report.code) || names_key(failure, one->key->key_id) ||
+                (report.code == ErrorCode::misconfigured && master_key != nullptr &&
+                 strcmp(candidate->row->master_key, master_key) == 0);
+            if (!concerned) continue;
+            note_failure(*one, *candidate, report);
+            any = true;
+        }
+    }
+    return any;
+}
+
+// Opens all of them at the KMSs. False where one is unavailable, and `soft`.
+bool open_at_kms(List *wanted, bool soft) {
+    Backend &state = backend();
+    const kms::Clock end = now() + kms::Clock(setting_kms_timeout);
+    for (;;) {
+        begin_batch();
+        ErrorReport report;
+        ListCell *cell;
+        foreach (cell, wanted) {
+            auto *one = static_cast<Wanted *>(lfirst(cell));
+            if (find_open_at(*one, one->key->key_id) != nullptr) continue;
+            for (;;) {
+                kms::Clock limit{};
+                Candidate *place = next_place(*one, end, limit);
+                if (place == nullptr) {
+                    const bool all_away = one->failure == nullptr || is_away(one->failure->code);
+                    if (all_away && bridge(*one)) break;
+                    if (soft && is_unavailable(one->failure->code)) return false;
+                    raise(*one->failure);
+                }
+                if (add_to_batch(*one->key, *place, limit, report)) break;
+                note_failure(*one, *place, report);
+                if (report.code != ErrorCode::misconfigured) {
+                    if (soft && is_unavailable(report.code)) return false;
+                    raise(report);
+                }
+            }
+        }
+        if (state.batch.empty()) return true;
+        if (!guarded(report, [&] {
+                for (const auto &operation : state.batch) {
+                    operation->work = keyring::open_keys(*operation);
+                    state.runs.push_back({operation.get()});
+                }
+            }))
+            raise(report);
+        const bool ok = run_operations(report);
+        Failure failure{};
+        if (!ok) failure = find_failure(state);
+        const bool was_denied = !ok && report.code == ErrorCode::denied;
+        ErrorReport kept;
+        if (!guarded(kept, [&] {
+                if (!ok) state.engine->abort();
+                if (!ok && is_away(report.code)) note_away(state, failure.identity);
+                keep_opened(state, was_denied ? &failure.identity : nullptr);
+            }))
+            raise(kept);
+        if (ok) continue;
+        if (is_failover(report.code) && note_failures(wanted, failure, report)) continue;
+        foreach (cell, wanted) {
+            // what one place denies is not served from another
+            const auto *one = static_cast<Wanted *>(lfirst(cell));
+            if (!was_denied || !names_key(failure, one->key->key_id)) continue;
+            ListCell *other;
+            foreach (other, one->candidates) {
+                const keyring::KeyRef ref{static_cast<Candidate *>(lfirst(other))->place.identity,
+                                          one->key->key_id};
+                if (!guarded(kept, [&] { state.cache.drop(ref); })) raise(kept);
+            }
+        }
+        begin_batch();
+        if (soft && is_unavailable(report.code)) return false;
+        raise(report);
+    }
+}
+
+// Opens a key by its group key. False where that is unavailable, and `soft`.
+bool open_child(const Child &child, bool soft) {
+    Backend &state = backend();
+    OpenKey *group = find_open_at(*child.group, child.group->key->key_id);
+    if (group == nullptr) {
+        // many children may have pushed it out of the cache
+        if (!open_at_kms(list_make1(child.group), soft)) return false;
+        group = find_open_at(*child.group, child.group->key->key_id);
+        if (group == nullptr) elog(ERROR, "envcrypt: the group key just opened is not there");
+    }
+    ErrorReport report;
+    const KeyRow &key = *child.key;
+    if (!guarded(report, [&]() -> Status {
+            keyring::KeyToOpen opened;
+            opened.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
+            opened.wrapped.assign(child.row->wrapped.begin(), child.row->wrapped.end());
+            opened.commitment = key.commitment;
+            Status status = keyring::open_by_group(group->key, child.group->key->tenant, opened);
+            if (!status) return status;
+            const keyring::KeyRef ref{group->ref.identity, key.key_id};
+            keyring::Lifetime life = group->life;
+            life.opened = now();
+            const bool bridged = group->bridged;
+            OpenKey &kept = state.cache.put(ref, key.tenant, group->server, std::move(opened.key),
+                                            life, cache_limit(state));
+            kept.bridged = bridged;
+            return status;
+        }))
+        raise(report);
+    return true;
+}
+
+}  // namespace
+
+void check_locked_memory() {
+    static bool warned = false;
+    if (secret_memory_is_locked() || (warned && !setting_require_mlock)) return;
+    ereport(setting_require_mlock ? ERROR : WARNING,
+            (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
+             errdetail("They may reach swap."),
+             errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
+                     "server.")));
+    warned = true;
+}
+
+bool open_keys(List *keys, bool soft) {
+    List *wanted = NIL;
+    List *children = NIL;
+    List *groups = NIL;
+    ListCell *cell;
+    foreach (cell, keys) {
+        const auto *key = static_cast<KeyRow *>(lfirst(cell));
+        List *rows = find_wrapped_keys(key->key_id);
+        if (rows == NIL) raise_wrapped_nowhere(*key);
+        const WrappedKeyRow *in_group = group_wrapping(rows);
+        if (in_group == nullptr) {
+            Wanted *one = find_candidates(*key, rows, soft);
+            if (one == nullptr) return false;
+            if (find_open_at(*one, key->key_id) == nullptr) wanted = lappend(wanted, one);
+            continue;
+        }
+        Wanted *group = nullptr;
+        ListCell *other;
+        foreach (other, groups) {
+            auto *known = static_cast<Wanted *>(lfirst(other));
+            if (strcmp(known->key->tenant, in_group->group_key) == 0) group = known;
+        }
+        if (group == nullptr) {
+            KeyRow *row = find_group(in_group->group_key);
+            group = find_candidates(*row, find_wrapped_keys(row->key_id), soft);
+            if (group == nullptr) return false;
+            groups = lappend(groups, group);
+        }
+        if (find_open_at(*group, key->key_id) != nullptr) continue;
+        auto *child = static_cast<Child *>(palloc(sizeof(Child)));
+        *child = {key, in_group, group};
+        children = lappend(children, child);
+        wanted = list_append_unique_ptr(wanted, group);
+    }
+    if (wanted == NIL) return true;
+    if (!open_at_kms(wanted, soft)) return false;
+    foreach (cell, children)
+        if (!open_child(*static_cast<Child *>(lfirst(cell)), soft)) return false;
+    begin_batch();
+    check_locked_memory();
+    return true;
+}
+
+void verify_wrapped_keys(const Place &place, List *keys, List *rows) {
+    if (keys == NIL) return;
+    Backend &state = backend();
+    ErrorReport report;
+    begin_batch();
+    ListCell *key;
+    ListCell *row;
+    forboth(key, keys, row, rows) {
+        const Candidate candidate{static_cast<WrappedKeyRow *>(lfirst(row)), place, false};
+        if (!add_to_batch(*static_cast<KeyRow *>(lfirst(key)), candidate, {}, report))
+            raise(report);
+    }
+    if (!guarded(report, [&] {
+            for (const auto &operation : state.batch)
+                operation->work = keyring::open_keys(*operation);
+        }))
+        raise(report);
+    run_batch();
+    begin_batch();
+}
+
+OpenKey *find_open_key(const KeyRow &key) {
+    List *rows = find_wrapped_keys(key.key_id);
+    const WrappedKeyRow *in_group = group_wrapping(rows);
+    if (in_group != nullptr) {
+        const KeyRow *group = find_group(in_group->group_key);
+        rows = find_wrapped_keys(group->key_id);
+    }
+    if (rows == NIL) return nullptr;
+    const Wanted *places = find_candidates(key, rows, true);
+    return places == nullptr ? nullptr : find_open_at(*places, key.key_id);
+}
+
+OpenKey *open_key(const KeyRow &key, bool soft) {
+    if (OpenKey *open = find_open_key(key)) return open;
+    List *one = list_make1(const_cast<KeyRow *>(&key));
+    if (!open_keys(one, soft)) return nullptr;
+    OpenKey *open = find_open_key(key);
+    if (open == nullptr) elog(ERROR, "envcrypt: the key just opened is not there");
+    return open;
+}
+
+}  // namespace envcrypt::pg
