@@ -21,7 +21,8 @@ $dba->value('CREATE ROLE app LOGIN; CREATE ROLE other LOGIN');
 $dba->value($kms->create_server('kms') . $kms->create_login('kms', 'app'));
 $dba->value("GRANT USAGE ON FOREIGN SERVER kms TO app;
 	SELECT envcrypt.grant_access('app', '{encrypt,decrypt}');
-	SELECT envcrypt.create_tenant('acme', 'kms'), envcrypt.create_tenant('other', 'kms')");
+	SELECT envcrypt.create_tenant('acme', 'kms'), envcrypt.create_tenant('other', 'kms'), envcrypt.create_group_key('group', 'kms');
+	SELECT envcrypt.move_tenant('other', 'group')");
 for my $table (@tables)
 {
 	$dba->value("CREATE TABLE $table (id int PRIMARY KEY, ssn envcrypt.encrypted(text), scan envcrypt.encrypted(bytea),
@@ -31,6 +32,8 @@ for my $table (@tables)
 		FROM generate_series(1, 200) i, LATERAL envcrypt.encrypt('plaintext-\xc3\xa9-' || i, tenant => 'acme') v");
 }
 $dba->value("CREATE MATERIALIZED VIEW summary AS SELECT id, ssn FROM patient_1");
+
+$dba->value("SELECT envcrypt.rotate_key('acme')");
 
 # What a restored database must show, as a checksum of all plaintexts of all tables.
 my $contents = 'SELECT md5(string_agg(line, chr(10) ORDER BY line)) FROM ('
@@ -137,6 +140,12 @@ fails_with($no_keys, 'SELECT envcrypt.decrypt(ssn) FROM patient_1', { state => '
 	hint => 'The value comes from another database, or the key tables were not restored with it.' }, 'its values do not decrypt');
 works($no_keys, 'SELECT count(*), count((envcrypt.inspect(ssn)).key_id), count((envcrypt.inspect(ssn)).tenant) FROM patient_1',
 	'200|200|0', 'but can be inspected');
+$no_keys->value($kms->create_server('kms'));
+$dba->value($move);
+my @exported = map { $dba->value("SELECT envcrypt.export_keys('$_')") } qw(acme other);
+works($no_keys, join('; ', map { "SELECT envcrypt.import_keys('$_')" } @exported) . '; SELECT count(envcrypt.decrypt(ssn)), count(scan::bytea) FROM patient_1', "3\n3\n200|200",
+	'once its keys are imported they do');
+holds_none(join('', @exported), \%secrets, 'what was exported holds no secret');
 
 $_->close for $dba, $no_keys;
 $_->stop for $node, $new_cluster;
