@@ -3,7 +3,7 @@
 #   make, make install      the extension, for any PG_CONFIG=...
 #   make demo               installs what is missing and shows the main job    [KMS=vault|aws|gcp|azure|local]
 #   make test               installs what is missing and runs every test       [ONLY=SUITE[:TEST]]
-#   make bench              measures against plaintext and pgcrypto            [ONLY=decrypt|search|aead|load]
+#   make bench              measures against plaintext and pgcrypto            [ONLY=decrypt|search|aead|load|rewrap]
 #   make clean
 #
 # ONLY is one of check, unit, vectors, fuzz, regress, valgrind, isolation, tap, demo; a test is named as its file is: regress:type.
