@@ -29,6 +29,12 @@ BEGIN; SELECT envcrypt.create_tenant('new', 'kms'); SELECT envcrypt.rotate_key('
 SELECT (envcrypt.inspect(:'v')).key_version; COMMIT; SELECT envcrypt.decrypt(:'v'), (envcrypt.inspect(envcrypt.encrypt('x', 'new'))).key_version;
 BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT written() IS NOT NULL; SELECT envcrypt.rotate_key('acme'); COMMIT;
 BEGIN; SELECT envcrypt.rotate_key('acme'); SELECT error_of('PREPARE TRANSACTION ''p'''); ROLLBACK;
+BEGIN; SELECT envcrypt.disable_tenant('acme'); PREPARE TRANSACTION 'p';
+BEGIN; UPDATE envcrypt.tenant SET state = state; PREPARE TRANSACTION 'p';
+-- a parallel query knows nothing of what its leader's transaction made
+CREATE TABLE big AS SELECT g FROM generate_series(1, 20000) g; ALTER TABLE big SET (parallel_workers = 2); ANALYZE big; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+BEGIN; SELECT envcrypt.rotate_key('acme') > 0 AS rotated; SELECT count(envcrypt.encrypt(g::text, 'acme')) FROM big; ROLLBACK;
+DROP TABLE big; RESET parallel_setup_cost; RESET parallel_tuple_cost; RESET min_parallel_table_scan_size;
 
 -- what cannot be
 SELECT error_of('SELECT envcrypt.rotate_key(''nobody'')'), error_of('SELECT envcrypt.rotate_key('''')'), envcrypt.rotate_key(NULL) IS NULL AS nothing;

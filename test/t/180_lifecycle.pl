@@ -81,6 +81,35 @@ is($dba->value("SELECT count(*) FROM envcrypt.keys WHERE tenant = 'acme' AND pur
 is($dba->value("SELECT count(*) FROM (SELECT version, row_number() OVER (ORDER BY version) AS n FROM envcrypt.keys WHERE tenant = 'acme' AND purpose = 'data') v WHERE version <> n"), 0,
 	'no version is missing or there twice');
 
+# --- one that cannot be rotated is told of, and keeps no other from it; two CALLs at once rotate each tenant once; nothing grows
+$dba->value("CREATE SERVER broken FOREIGN DATA WRAPPER envcrypt_local OPTIONS (key_file '$key_file'); CREATE USER MAPPING FOR CURRENT_USER SERVER broken;
+	SELECT envcrypt.create_tenant('stuck', 'broken'); SELECT envcrypt.create_tenant('r' || i, 'kms') FROM generate_series(1, 300) i;
+	ALTER SERVER broken OPTIONS (SET key_file '/nowhere'); UPDATE envcrypt.data_key SET created_at = created_at - interval '2 days' WHERE tenant ~ '^(stuck|r[0-9])'");
+my $rotated = "SELECT version, count(*) FROM envcrypt.keys WHERE tenant ~ '^r[0-9]' AND purpose = 'data' AND state = 'active' GROUP BY 1";
+my ($one, $two) = map { Envcrypt::Session->new($node) } 1 .. 2;
+$_->value('SET client_min_messages = warning') for $one, $two;
+$_->begin("CALL envcrypt.rotate_keys('1 day')") for $one, $two;
+my @said = map { $_->result } $one, $two;
+is($_->{state}, '55000', 'one was not rotated') for @said;
+like($said[0]{text}, qr/WARNING: .*tenant "stuck" was not rotated: .*could not read/, 'which, and why');
+works($dba, $rotated, '2|300', 'all others were, once');
+like(log_of($node), qr/envcrypt: rotate_key failed \{"of": "stuck", /, 'and the log tells of it');
+my $resident = resident_kb($one->pid);
+$dba->value("UPDATE envcrypt.data_key SET created_at = created_at - interval '2 days' WHERE tenant ~ '^r[0-9]'");
+$one->ask("CALL envcrypt.rotate_keys('1 day')");
+cmp_ok(resident_kb($one->pid) - $resident, '<', 4096, 'the memory of a CALL does not grow with the tenants');
+works($dba, "BEGIN; SELECT count(envcrypt.disable_tenant(name)) FROM envcrypt.tenant WHERE name ~ '^r[0-9]'; SELECT count(*) <= 2 * 1024 FROM pg_locks WHERE locktype = 'object'; ROLLBACK", "300\nt", 'nor do its locks');
+$_->close for $one, $two;
+
+# --- what is told at COMMIT cannot fail there, whatever the client speaks
+$dba->value("CREATE ROLE \"\xc5\x82ukasz\" LOGIN; SELECT envcrypt.grant_access('\"\xc5\x82ukasz\"', '{manage}'); SELECT envcrypt.create_tenant('told', 'kms')");
+my $other = Envcrypt::Session->new($node, environment => { PGCLIENTENCODING => 'UTF8' });
+my $told = $other->ask("SET ROLE \"\xc5\x82ukasz\"; SET client_encoding = LATIN1; SET client_min_messages = log; SELECT envcrypt.destroy_tenant('told', 'told') IS NOT NULL; SET client_min_messages = error");
+like("$told->{state} $told->{rows}", qr/^00000 .*^t$/ms, 'destroyed by a role whose name the client cannot show');
+works($other, 'SELECT 1', '1', 'the session lives on');
+like(log_of($node), qr/envcrypt: destroy_tenant \{.*"tenant": "told".*, committed at WAL/, 'and the log has it');
+$other->close;
+
 # --- a disable ends a scan and a COPY under way
 $dba->value("CREATE TABLE many AS SELECT envcrypt.encrypt('x', 'acme') AS v FROM generate_series(1, 3000)");
 for my $statement ('SELECT count(envcrypt.decrypt(v)) FROM (SELECT v, pg_sleep(0.01) FROM many OFFSET 0) m', 'COPY (SELECT envcrypt.decrypt(v), pg_sleep(0.01) FROM many) TO \'/dev/null\'')

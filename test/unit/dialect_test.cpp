@@ -50,6 +50,28 @@ ErrorCode code_of(const Server &server, Verb verb, int status, std::string_view 
     return answer ? ErrorCode::internal : answer.error().code;
 }
 
+TEST(Options, ADurationHasAUnitAndABound) {
+    const std::pair<const char *, std::int64_t> durations[] = {
+        {"0", 0},     {"90", 90},    {"90s", 90},   {"5min", 300},
+        {"2h", 7200}, {"1d", 86400}, {"24h", 86400}};
+    for (const auto &[text, seconds] : durations) {
+        const auto read = parse_duration(text);
+        ASSERT_TRUE(read) << text;
+        EXPECT_EQ(*read, std::chrono::seconds(seconds)) << text;
+    }
+    for (const char *text : {"", "s", "-1s", "1.5h", "25h", "2d", "86401", "1 h", "h1", "5m",
+                             "5MIN", "99999999999999999999s", "+1s"})
+        EXPECT_FALSE(parse_duration(text)) << text;
+    EXPECT_FALSE(check_options(vault_dialect(), OptionPlace::server, {{"outage_grace", "25h"}}));
+    EXPECT_TRUE(check_options(vault_dialect(), OptionPlace::server,
+                              {{"outage_grace", "24h"}, {"cache_ttl", "30s"}}));
+    EXPECT_FALSE(check_options(local_dialect(), OptionPlace::server, {{"cache_ttl", "30s"}}));
+    Server server;
+    server.options = {{"cache_ttl", "30s"}};
+    EXPECT_EQ(server.duration("cache_ttl", std::chrono::seconds(5)), std::chrono::seconds(30));
+    EXPECT_EQ(server.duration("outage_grace", std::chrono::seconds(5)), std::chrono::seconds(5));
+}
+
 TEST(Options, UnknownOnesNameTheLegalOnes) {
     const Status status =
         check_options(vault_dialect(), OptionPlace::server, {{"end_point", "https://x"}});
