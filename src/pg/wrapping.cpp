@@ -169,7 +169,7 @@ bool wrap_keys(const Destination &destination, List *wrappings, ErrorReport &rep
         return true;
     }
     // all of them at once, and no longer than that
-    state.keys_in_hand = static_cast<std::size_t>(2 * list_length(wrappings));
+    state.keys_in_hand = 2 * static_cast<std::size_t>(list_length(wrappings));
     (void)open_keys(keys_of(wrappings));
     const bool ok = run_at_kms(destination, wrappings, keyring::wrap_keys, true, report);
     state.keys_in_hand = 0;
