@@ -131,7 +131,7 @@ extern bool setting_require_mlock;
 // transaction, and envcrypt.tenant_scope refuses that.
 void require_tenant_scope();
 
-// Lets the epoch move: at each statement and every 100 ms within one, invalidations are accepted
+// Lets the epoch move: at each statement and every 40 ms within one, invalidations are accepted
 // and expired keys dropped. A PostgreSQL frame; costs one reading of the coarse clock.
 void follow_epoch();
 

@@ -17,11 +17,8 @@ constexpr int kReceiptVersion = 1;
 constexpr int kLongestLine = 1024 * 1024;
 
 void add_key(StringInfo json, const KeyRow &key) {
-    appendStringInfo(json, "{\"key_id\": \"%016llx\", \"purpose\": \"%s\", \"version\": %d, ",
-                     static_cast<unsigned long long>(key.key_id), crypto::purpose_name(key.purpose),
-                     key.version);
-    add_text(json, "commitment", commitment_text(key.commitment));
-    appendStringInfoString(json, ", \"wrapped_by\": [");
+    add_key_members(json, key);
+    appendStringInfoString(json, "\"wrapped_by\": [");
     const char *separator = "";
     ListCell *cell;
     foreach (cell, find_wrapped_keys(key.key_id)) {

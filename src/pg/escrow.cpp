@@ -39,12 +39,8 @@ void add_time(StringInfo json, const char *name, TimestampTz time) {
 }
 
 void add_exported_key(StringInfo json, const KeyRow &key) {
-    appendStringInfo(json, "{\"key_id\": \"%016llx\", \"purpose\": \"%s\", \"version\": %d, ",
-                     static_cast<unsigned long long>(key.key_id), crypto::purpose_name(key.purpose),
-                     key.version);
+    add_key_members(json, key);
     add_text(json, "state", key.state == KeyState::active ? "active" : "decrypt_only");
-    appendStringInfoString(json, ", ");
-    add_text(json, "commitment", commitment_text(key.commitment));
     appendStringInfoString(json, ", ");
     add_time(json, "created_at", key.created_at);
     appendStringInfoString(json, ", \"wrapped_by\": [");

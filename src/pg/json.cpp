@@ -92,11 +92,15 @@ bool read_commitment(const char *text, crypto::Digest &commitment) {
     return read_hex(text, commitment.data(), commitment.size());
 }
 
-char *commitment_text(const crypto::Digest &commitment) {
-    StringInfoData text;
-    initStringInfo(&text);
-    for (const std::uint8_t byte : commitment) appendStringInfo(&text, "%02x", byte);
-    return text.data;
+void add_key_members(StringInfo json, const KeyRow &key) {
+    appendStringInfo(json, "{\"key_id\": \"%016llx\", \"purpose\": \"%s\", \"version\": %d, ",
+                     static_cast<unsigned long long>(key.key_id), crypto::purpose_name(key.purpose),
+                     key.version);
+    StringInfoData commitment;
+    initStringInfo(&commitment);
+    for (const std::uint8_t byte : key.commitment) appendStringInfo(&commitment, "%02x", byte);
+    add_text(json, "commitment", commitment.data);
+    appendStringInfoString(json, ", ");
 }
 
 void add_text(StringInfo json, const char *name, const char *text) {

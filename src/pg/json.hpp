@@ -4,8 +4,7 @@
 
 #include <cstdint>
 
-#include "crypto/digest.hpp"
-#include "pg/pg.hpp"
+#include "pg/keys.hpp"
 
 namespace envcrypt::pg {
 
@@ -25,8 +24,9 @@ JsonbContainer *object_at(JsonbContainer *array, int at);
 // 16 and 64 lower-case hex digits; false where the text is not.
 bool read_key_id(const char *text, std::uint64_t &key_id);
 bool read_commitment(const char *text, crypto::Digest &commitment);
-char *commitment_text(const crypto::Digest &commitment);
 
+// The members of a key by which it is known: the object is begun, and goes on.
+void add_key_members(StringInfo json, const KeyRow &key);
 // "name": "text"
 void add_text(StringInfo json, const char *name, const char *text);
 

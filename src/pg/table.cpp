@@ -77,16 +77,15 @@ void insert_row(const Table &table, Datum *values) {
     CommandCounterIncrement();
 }
 
-int update_rows(const Table &table, const char *index, ScanKeyData *keys, int key_count,
-                const Datum *values, const bool *replaced) {
+namespace {
+
+template <class Change>
+int change_each(const Table &table, const char *index, ScanKeyData *keys, int key_count,
+                Change change) {
     int count = 0;
     Relation relation = open_table(table, RowExclusiveLock);
     scan(table, index, keys, key_count, [&](HeapTuple tuple, const Datum *) {
-        const bool nulls[kMaxColumns] = {};
-        HeapTuple changed_tuple =
-            heap_modify_tuple(tuple, RelationGetDescr(relation), const_cast<Datum *>(values),
-                              const_cast<bool *>(nulls), const_cast<bool *>(replaced));
-        CatalogTupleUpdate(relation, &tuple->t_self, changed_tuple);
+        change(relation, tuple);
         ++count;
         return true;
     });
@@ -96,18 +95,23 @@ int update_rows(const Table &table, const char *index, ScanKeyData *keys, int ke
     return count;
 }
 
-int delete_rows(const Table &table, const char *index, ScanKeyData *keys, int key_count) {
-    int count = 0;
-    Relation relation = open_table(table, RowExclusiveLock);
-    scan(table, index, keys, key_count, [&](HeapTuple tuple, const Datum *) {
-        CatalogTupleDelete(relation, &tuple->t_self);
-        ++count;
-        return true;
+}  // namespace
+
+int update_rows(const Table &table, const char *index, ScanKeyData *keys, int key_count,
+                const Datum *values, const bool *replaced) {
+    return change_each(table, index, keys, key_count, [&](Relation relation, HeapTuple tuple) {
+        const bool nulls[kMaxColumns] = {};
+        HeapTuple changed_tuple =
+            heap_modify_tuple(tuple, RelationGetDescr(relation), const_cast<Datum *>(values),
+                              const_cast<bool *>(nulls), const_cast<bool *>(replaced));
+        CatalogTupleUpdate(relation, &tuple->t_self, changed_tuple);
     });
-    changed(table, relation);
-    table_close(relation, NoLock);
-    CommandCounterIncrement();
-    return count;
+}
+
+int delete_rows(const Table &table, const char *index, ScanKeyData *keys, int key_count) {
+    return change_each(table, index, keys, key_count, [](Relation relation, HeapTuple tuple) {
+        CatalogTupleDelete(relation, &tuple->t_self);
+    });
 }
 
 }  // namespace envcrypt::pg

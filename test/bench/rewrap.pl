@@ -19,7 +19,7 @@ use Envcrypt::Test;
 my $tenants = $ENV{TENANTS} // 100000;
 my $concurrency = 32;
 my $latency = 0.02;
-my $node = new_cluster('rewrap', conf => "log_statement = none\nshared_buffers = 256MB\nmax_wal_size = 4GB\nenvcrypt.kms_timeout = '1min'\nenvcrypt.kms_concurrency = $concurrency\n");
+my $node = new_cluster('rewrap', conf => "log_statement = none\ntrack_commit_timestamp = on\nshared_buffers = 256MB\nmax_wal_size = 4GB\nenvcrypt.kms_timeout = '1min'\nenvcrypt.kms_concurrency = $concurrency\n");
 my $dba = Envcrypt::Session->new($node);
 my $gcp = Envcrypt::Gcp->start;    # its files
 my ($out, $in);
@@ -95,7 +95,7 @@ $dba->value(q{CREATE FUNCTION decrypt_on() RETURNS timestamptz LANGUAGE plpgsql 
 $_->begin('SELECT decrypt_on()') for @sessions;
 wait_until('all are busy', sub { $dba->value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT decrypt_on();' AND state = 'active'") == $busy });
 $dba->value("SELECT envcrypt.disable_tenant('busy')");
-my $committed = $dba->value('SELECT clock_timestamp()');
+my $committed = $dba->value("SELECT pg_xact_commit_timestamp(xmin) FROM envcrypt.tenant WHERE name = 'busy'");
 my @last = map { $_->result->{rows} } @sessions;
 diag(sprintf 'disabled: the last of %d busy sessions decrypted %s ms after the COMMIT (median %s)', $busy,
 	split /\|/, $dba->value("SELECT round(1000 * max(extract(epoch FROM l - '$committed'))), round(1000 * percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM l - '$committed'))) FROM unnest('{"
