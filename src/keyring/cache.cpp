@@ -117,7 +117,11 @@ void Cache::drop_identity(const IdentityId &identity) {
 void Cache::drop_older(const IdentityId &identity) {
     drop_if([&](const OpenKey &key) {
         const IdentityId &other = key.ref.identity;
-        return other[0] == identity[0] && other[4] == identity[4] && other != identity &&
+        const bool is_other_version =
+            !std::equal(other.begin() + 1, other.begin() + 4, identity.begin() + 1) ||
+            other[5] != identity[5];
+        // [6] and [7] may tell roles apart that share a mapping
+        return other[0] == identity[0] && other[4] == identity[4] && is_other_version &&
                identity[4] != kNoMapping;
     });
 }

@@ -118,6 +118,11 @@ TEST(Cache, DropsWhatAnOlderVersionOfAnIdentityOpened) {
     EXPECT_EQ(cache.find(ref(1)), nullptr);
     EXPECT_NE(cache.find(ref(1, 2)), nullptr) << "another mapping's";
     EXPECT_NE(cache.find(newer), nullptr);
+    KeyRef of_role = ref(3);
+    of_role.identity[7] = 2;
+    put(cache, of_role);
+    cache.drop_older(ref(3).identity);
+    EXPECT_NE(cache.find(of_role), nullptr) << "another role's by the same mapping";
     KeyRef brought = ref(2, kNoMapping);
     KeyRef other = brought;
     other.identity[5] = 2;
