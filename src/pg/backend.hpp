@@ -108,6 +108,8 @@ struct Backend {
     std::map<std::pair<Oid, std::string>, Resolved> for_sealing;          // by role and tenant
     std::map<std::pair<Oid, std::uint64_t>, Resolved> for_opening;        // by role and key id
     std::map<std::pair<Oid, std::string>, ResolvedSearch> for_searching;  // by role and tenant
+    // What try_decrypt() was refused, and until when it does not ask again: by role and key id.
+    std::map<std::pair<Oid, std::uint64_t>, kms::Clock> unavailable;
     std::uint64_t resolved_epoch = 0;
 };
 

@@ -134,6 +134,16 @@ void run_batches(Move &move, const KeyIds &ids, Step step) {
     }
 }
 
+// The same of all that `list()` finds, and once more of what was made meanwhile: the ids that it
+// found last.
+template <class List_, class Step>
+KeyIds run_twice(Move &move, KeyIds ids, List_ list, Step step) {
+    run_batches(move, ids, step);
+    const KeyIds again = list();
+    run_batches(move, again, step);
+    return again;
+}
+
 // Counts those that left(id) names, in a transaction of its own, ends the run and says so.
 template <class Left>
 void finish(Move &move, const KeyIds &ids, const char *what, Left left) {
@@ -293,11 +303,11 @@ int rewrap_batch(Move &move, const std::uint64_t *ids, int count) {
 }
 
 void rewrap_in_place(Move &move) {
-    const KeyIds ids = find_keys_wrapped_by(move.server);
+    KeyIds ids = find_keys_wrapped_by(move.server);
     begin(move, ids);
-    run_batches(move, ids, [&](const std::uint64_t *some, int count) {
-        return rewrap_batch(move, some, count);
-    });
+    ids = run_twice(
+        move, ids, [&] { return find_keys_wrapped_by(move.server); },
+        [&](const std::uint64_t *some, int count) { return rewrap_batch(move, some, count); });
     finish(move, ids, "rewrapped", [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         const WrappedKeyRow *row = key == nullptr ? nullptr : find_wrapped_key(id, move.server);
@@ -305,6 +315,25 @@ void rewrap_in_place(Move &move) {
         const Target *target = find_target(move, *key, target_of(*key, *row));
         return target->failed || !is_newest(move, *target, *row);
     });
+}
+
+// Where the tenants of groups go should they leave them: where their group's key is wrapped now.
+void place_tenants_of_groups(const Move &move) {
+    PushActiveSnapshot(GetTransactionSnapshot());
+    ListCell *cell;
+    foreach (cell, find_tenants_at(move.server)) {
+        TenantRow tenant = *static_cast<TenantRow *>(lfirst(cell));
+        if (tenant.group_key[0] == '\0' || tenant.state == TenantState::destroyed) continue;
+        KeyRow group;
+        if (!find_newest_key(tenant.group_key, crypto::Purpose::group, is_live, group)) continue;
+        List *rows = find_wrapped_keys(group.key_id);
+        if (rows == NIL || find_wrapped_key(group.key_id, move.server) != nullptr) continue;
+        lock_tenant_row(tenant.name);
+        if (find_tenant(tenant.name, tenant) && strcmp(tenant.server, move.server) == 0)
+            set_tenant_place(tenant.name, static_cast<WrappedKeyRow *>(linitial(rows))->server, "",
+                             tenant.group_key);
+    }
+    PopActiveSnapshot();
 }
 
 // --- rewrap_keys(server, to_server)
@@ -350,23 +379,12 @@ void move_to(Move &move) {
     // proves that the KMS binds keys to their tenant, before anything depends on it
     (void)prove_server(*at_server(move.to_server, "", false));
     (void)place_of(move.server);
-    const KeyIds ids = find_keys_wrapped_by(move.server);
+    KeyIds ids = find_keys_wrapped_by(move.server);
     begin(move, ids);
-    run_batches(move, ids, [&](const std::uint64_t *some, int count) {
-        return move_batch(move, some, count);
-    });
-    // where the tenants of groups go should they leave them
-    PushActiveSnapshot(GetTransactionSnapshot());
-    ListCell *cell;
-    foreach (cell, find_tenants_at(move.server)) {
-        const auto *tenant = static_cast<TenantRow *>(lfirst(cell));
-        if (tenant->master_key[0] != '\0' || tenant->state == TenantState::destroyed) continue;
-        lock_tenant_row(tenant->name);
-        TenantRow now_there;
-        if (find_tenant(tenant->name, now_there) && strcmp(now_there.server, move.server) == 0)
-            set_tenant_place(tenant->name, move.to_server, "", now_there.group_key);
-    }
-    PopActiveSnapshot();
+    ids = run_twice(
+        move, ids, [&] { return find_keys_wrapped_by(move.server); },
+        [&](const std::uint64_t *some, int count) { return move_batch(move, some, count); });
+    place_tenants_of_groups(move);
     finish(move, ids, "moved", [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         return key != nullptr && find_wrapped_key(id, move.server) != nullptr;
@@ -574,7 +592,7 @@ ENVCRYPT_ACT(envcrypt_drop_wrapping, "drop_wrapping") {
     Move move = read_arguments(fcinfo, "drop_wrapping");
     move.tenant = text_argument(fcinfo, 1, "tenant");
     if (move.tenant[0] != '\0') (void)require_tenant(move.tenant, false);
-    const KeyIds ids = find_keys_wrapped_by(move.server);
+    KeyIds ids = find_keys_wrapped_by(move.server);
     for (int i = 0; i < ids.count; ++i) {
         CHECK_FOR_INTERRUPTS();
         const KeyRow *key = key_of_run(move, ids.ids[i]);
@@ -583,9 +601,10 @@ ENVCRYPT_ACT(envcrypt_drop_wrapping, "drop_wrapping") {
             raise_last_wrapping(move, *key);
     }
     begin(move, ids);
-    run_batches(move, ids, [&](const std::uint64_t *some, int count) {
-        return drop_batch(move, some, count);
-    });
+    ids = run_twice(
+        move, ids, [&] { return find_keys_wrapped_by(move.server); },
+        [&](const std::uint64_t *some, int count) { return drop_batch(move, some, count); });
+    place_tenants_of_groups(move);
     finish(move, ids, "dropped", [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         return key != nullptr && find_wrapped_key(id, move.server) != nullptr;

@@ -49,6 +49,7 @@ void follow(Backend &state) {
     state.for_opening.clear();
     state.for_sealing.clear();
     state.for_searching.clear();
+    state.unavailable.clear();
     state.resolved_epoch = epoch;
 }
 
@@ -122,6 +123,12 @@ OpenKey *resolve_for_opening(std::uint64_t key_id, bool soft) {
         }))
         raise(report);
     if (open != nullptr) return open;
+    // a report over many rows asks once for each key
+    constexpr kms::Clock pause{5000};
+    if (soft) {
+        const auto refused = state.unavailable.find(ref);
+        if (refused != state.unavailable.end() && now() < refused->second) return nullptr;
+    }
 
     const std::uint64_t seen = epoch;
     KeyRow key;
@@ -145,7 +152,11 @@ OpenKey *resolve_for_opening(std::uint64_t key_id, bool soft) {
                                key.state == KeyState::pending ? "not active yet" : "destroyed")));
     require_active_tenant(key.tenant);
     open = open_key(key, soft);
-    if (open == nullptr) return nullptr;
+    if (open == nullptr) {
+        if (!guarded(report, [&] { state.unavailable.insert_or_assign(ref, now() + pause); }))
+            raise(report);
+        return nullptr;
+    }
     if (!guarded(report, [&] {
             if (state.resolved_epoch == seen && epoch == seen)
                 state.for_opening.insert_or_assign(ref, Backend::Resolved{open, open->serial});

@@ -47,6 +47,9 @@ fails_with($dba, $anew, { state => '42501', message => qr/KMS "b"/ }, 'the one i
 $dba->value("ALTER SERVER b OPTIONS (SET mount 'sealed')");
 fails_with($dba, $anew, { state => '08006', message => qr/^could not unwrap a key with KMS "b"/, detail => qr/And .*KMS "a": could not connect/ }, 'both are away: the error tells of both');
 works($dba, "SELECT envcrypt.forget_keys() >= 0; SELECT envcrypt.try_decrypt(v) IS NULL FROM t", "t\nt", 'try_decrypt: NULL');
+my $sealed = $other->count('sealed');
+works($dba, 'SELECT count(*), count(envcrypt.try_decrypt(v)) FROM t, generate_series(1, 1000)', '1000|0', 'in a thousand rows');
+cmp_ok($other->count('sealed') - $sealed, '<', 10, 'asking a few times');
 $dba->value("ALTER SERVER b OPTIONS (SET mount 'transit')");
 
 # --- many keys at once
