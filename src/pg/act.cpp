@@ -15,12 +15,23 @@ void add_member(StringInfo json, const char *name, const char *text) {
     escape_json(json, text);
 }
 
-void log_failure(const char *act, const char *subject, const ErrorData *error) {
+// Whose act it is, in the current memory context.
+struct Who {
+    const char *role;
+    const char *session_role;
+};
+Who who() {
+    return {GetUserNameFromId(GetUserId(), true),
+            GetUserNameFromId(GetAuthenticatedUserId(), true)};
+}
+
+// Reads no catalog: it may be called before the failed transaction is cleaned up.
+void log_error(const char *act, const char *subject, const Who &by, const ErrorData *error) {
     StringInfoData json;
     initStringInfo(&json);
     add_member(&json, "of", subject);
-    add_member(&json, "role", GetUserNameFromId(GetUserId(), true));
-    add_member(&json, "session_role", GetUserNameFromId(GetAuthenticatedUserId(), true));
+    add_member(&json, "role", by.role);
+    add_member(&json, "session_role", by.session_role);
     for (int i = 0; i < noted_count; ++i)
         appendStringInfo(&json, "%s\"%016llx\"", i == 0 ? ", \"keys\": [" : ", ",
                          static_cast<unsigned long long>(noted[i]));
@@ -44,6 +55,7 @@ Datum run_act(FunctionCallInfo fcinfo, const char *act, PGFunction body) {
     const char *volatile subject = nullptr;
     if (fcinfo->nargs > 0 && !PG_ARGISNULL(0) && get_fn_expr_argtype(fcinfo->flinfo, 0) == TEXTOID)
         subject = text_to_cstring(PG_GETARG_TEXT_PP(0));
+    const Who by = who();
     Datum result = (Datum)0;
     noted_count = 0;
     PG_TRY();
@@ -51,18 +63,18 @@ Datum run_act(FunctionCallInfo fcinfo, const char *act, PGFunction body) {
     PG_CATCH();
     {
         MemoryContextSwitchTo(context);
-        log_failure(act, subject, CopyErrorData());
+        log_error(act, subject, by, CopyErrorData());
         PG_RE_THROW();
     }
     PG_END_TRY();
     return result;
 }
 
-bool try_part(const char *act, const char *subject, void (*part)(void *), void *argument,
-              ErrorReport &report) {
+ErrorData *try_part(void (*part)(void *), void *argument) {
     const MemoryContext context = CurrentMemoryContext;
     const ResourceOwner owner = CurrentResourceOwner;
-    volatile bool ok = true;
+    ErrorData *volatile error = nullptr;
+    noted_count = 0;
     BeginInternalSubTransaction(nullptr);
     MemoryContextSwitchTo(context);
     PG_TRY();
@@ -75,21 +87,23 @@ bool try_part(const char *act, const char *subject, void (*part)(void *), void *
     PG_CATCH();
     {
         MemoryContextSwitchTo(context);
-        const ErrorData *error = CopyErrorData();
-        if (is_end(error->sqlerrcode)) PG_RE_THROW();
+        error = CopyErrorData();
         FlushErrorState();
         RollbackAndReleaseCurrentSubTransaction();
         MemoryContextSwitchTo(context);
         CurrentResourceOwner = owner;
-        log_failure(act, subject, error);
-        fill_report(report, ErrorCode::internal, error->message != nullptr ? error->message : "",
-                    error->detail != nullptr ? error->detail : "",
-                    error->hint != nullptr ? error->hint : "");
-        ok = false;
     }
     PG_END_TRY();
+    if (error != nullptr && is_end(error->sqlerrcode)) ReThrowError(error);
+    return error;
+}
+
+void warn_failure(const char *act, const char *subject, const char *what, const ErrorData *error) {
+    log_error(act, subject, who(), error);
     noted_count = 0;
-    return ok;
+    ereport(WARNING, (errmsg("%s: %s", what, error->message),
+                      error->detail != nullptr ? errdetail("%s", error->detail) : 0,
+                      error->hint != nullptr ? errhint("%s", error->hint) : 0));
 }
 
 void note_key(std::uint64_t key_id) {

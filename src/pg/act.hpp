@@ -21,10 +21,12 @@ Datum run_act(FunctionCallInfo fcinfo, const char *act, PGFunction body);
 // A key that the act under way makes or changes, for the log.
 void note_key(std::uint64_t key_id);
 
-// Does a part of an act in a subtransaction. False where it failed: it is taken back, told to the
-// log, and the report says why. A cancel or a shutdown is raised on.
-bool try_part(const char *act, const char *subject, void (*part)(void *), void *argument,
-              ErrorReport &report);
+// Does a part of an act in a subtransaction. Null where it is done; else it is taken back, and this
+// is why. A cancel or a shutdown is raised on.
+ErrorData *try_part(void (*part)(void *), void *argument);
+// Tells the log and the client of a part that failed while the act goes on: "WHAT: the error's
+// message".
+void warn_failure(const char *act, const char *subject, const char *what, const ErrorData *error);
 
 // Raises on a standby, in a read-only transaction and in a parallel worker.
 void require_writable(const char *what);

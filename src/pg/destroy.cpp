@@ -68,12 +68,13 @@ char *make_receipt(const TenantRow &tenant, List *keys) {
         add_text(&receipt, "searchable_with_the_key_of", tenant.search_tenant);
         appendStringInfoString(&receipt, ", ");
     }
-    add_text(&receipt, "still_decrypt",
-             tenant.group_key[0] != '\0'
-                 ? "backups, archived WAL and standbys from before, until they expire or the group "
-                   "key or its master keys are destroyed"
-                 : "backups, archived WAL and standbys from before, until they expire or the "
-                   "master keys are destroyed");
+    add_text(
+        &receipt, "still_decrypt",
+        tenant.group_key[0] != '\0'
+            ? "backups, archived WAL, standbys and exports of keys from before, until they expire "
+              "or the group key or its master keys are destroyed"
+            : "backups, archived WAL, standbys and exports of keys from before, until they expire "
+              "or the master keys are destroyed");
     appendStringInfoChar(&receipt, '}');
     return receipt.data;
 }

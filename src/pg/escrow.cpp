@@ -122,7 +122,8 @@ WrappedKeyRow *read_wrapping(JsonbContainer *object, std::uint64_t key_id) {
     return row;
 }
 
-ImportedKey *read_key(JsonbContainer *object, char *tenant) {
+// `group`: the only one that may wrap it; "" none.
+ImportedKey *read_key(JsonbContainer *object, char *tenant, const char *group) {
     auto *imported = static_cast<ImportedKey *>(palloc0(sizeof(ImportedKey)));
     KeyRow &key = imported->key;
     std::int64_t version = 0;
@@ -130,7 +131,7 @@ ImportedKey *read_key(JsonbContainer *object, char *tenant) {
         raise_no_export("key_id");
     if (!read_commitment(required_text(object, "commitment", "commitment"), key.commitment))
         raise_no_export("commitment");
-    if (!integer_member(object, "version", version) || version < 1 || version > PG_INT32_MAX)
+    if (!integer_member(object, "version", version) || version < 1 || version > kMaxVersion)
         raise_no_export("version");
     const char *purpose = required_text(object, "purpose", "purpose");
     const char *state = required_text(object, "state", "state");
@@ -153,13 +154,16 @@ ImportedKey *read_key(JsonbContainer *object, char *tenant) {
     const char *created = required_text(object, "created_at", "created_at");
     key.created_at = DatumGetTimestampTz(DirectFunctionCall3(
         timestamptz_in, CStringGetDatum(created), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+    if (TIMESTAMP_NOT_FINITE(key.created_at)) raise_no_export("created_at");
     JsonbContainer *wrapped = array_member(object, "wrapped_by");
     const int count = wrapped == nullptr ? 0 : array_length(wrapped);
     if (count == 0 || count > kMostPlaces) raise_no_export("wrapped_by");
     for (int i = 0; i < count; ++i) {
         JsonbContainer *one = object_at(wrapped, i);
         if (one == nullptr) raise_no_export("wrapped_by");
-        imported->wrapped = lappend(imported->wrapped, read_wrapping(one, key.key_id));
+        WrappedKeyRow *row = read_wrapping(one, key.key_id);
+        if (strcmp(row->group_key, group) != 0) raise_no_export("place of a wrapped key");
+        imported->wrapped = lappend(imported->wrapped, row);
     }
     return imported;
 }
@@ -187,6 +191,7 @@ bool write_key(ImportedKey *imported) {
         key.state = KeyState::pending;
         insert_key(key);
         key.state = state;
+        note_uncommitted(key, false);
         changed = true;
     }
     List *there = find_wrapped_keys(key.key_id);
@@ -247,9 +252,13 @@ void settle_states(const char *tenant, crypto::Purpose purpose) {
     foreach (cell, find_all_keys(tenant)) {
         const auto *key = static_cast<KeyRow *>(lfirst(cell));
         if (key->purpose != purpose || key->state == KeyState::destroyed) continue;
-        const KeyState state =
-            key->key_id == newest.key_id ? KeyState::active : KeyState::decrypt_only;
-        if (key->state != state) set_key_state(key->key_id, state);
+        if (key->key_id == newest.key_id) {
+            if (key->state != KeyState::active) set_key_state(key->key_id, KeyState::active);
+        } else if (key->state == KeyState::active) {
+            supersede_key(key->key_id);
+        } else if (key->state == KeyState::pending) {
+            set_key_state(key->key_id, KeyState::decrypt_only);
+        }
     }
 }
 
@@ -259,6 +268,8 @@ void settle_states(const char *tenant, crypto::Purpose purpose) {
 ENVCRYPT_ACT(envcrypt_export_keys, "export_keys") {
     require_writable("export_keys()");
     const char *name = tenant_argument(fcinfo, 0);
+    // nobody rotates or moves it while it is read
+    lock_tenant(name);
     TenantRow tenant;
     if (!find_tenant(name, tenant)) raise_unknown_tenant(name);
     if (tenant.state == TenantState::destroyed) require_active_tenant(name);
@@ -315,6 +326,11 @@ ENVCRYPT_ACT(envcrypt_import_keys, "import_keys") {
     JsonbContainer *group = array_member(object, "group");
     const int count = keys == nullptr ? 0 : array_length(keys);
     if (!is_tenant_name(tenant.name)) raise_no_export("tenant");
+    if (tenant.group_key[0] != '\0' &&
+        (!is_tenant_name(tenant.group_key) || tenant.master_key[0] != '\0'))
+        raise_no_export("group_key");
+    if (tenant.search_tenant[0] != '\0' && !is_tenant_name(tenant.search_tenant))
+        raise_no_export("search_tenant");
     if (strcmp(state, "active") != 0 && strcmp(state, "disabled") != 0) raise_no_export("state");
     if (count == 0 || count > kMostKeys) raise_no_export("keys");
     if (group == nullptr || array_length(group) != (tenant.group_key[0] == '\0' ? 0 : 1))
@@ -324,22 +340,31 @@ ENVCRYPT_ACT(envcrypt_import_keys, "import_keys") {
     if (array_length(group) == 1) {
         JsonbContainer *one = object_at(group, 0);
         if (one == nullptr) raise_no_export("group");
-        ImportedKey *key = read_key(one, tenant.group_key);
-        if (key->key.purpose != crypto::Purpose::group) raise_no_export("group");
+        ImportedKey *key = read_key(one, tenant.group_key, "");
+        if (key->key.purpose != crypto::Purpose::group || key->key.version != 1)
+            raise_no_export("group");
         imported = lappend(imported, key);
     }
     for (int i = 0; i < count; ++i) {
         JsonbContainer *one = object_at(keys, i);
         if (one == nullptr) raise_no_export("keys");
-        ImportedKey *key = read_key(one, tenant.name);
+        ImportedKey *key = read_key(one, tenant.name, tenant.group_key);
         if (key->key.purpose == crypto::Purpose::group) raise_no_export("purpose");
         has_data_key = has_data_key || key->key.purpose == crypto::Purpose::data;
         imported = lappend(imported, key);
     }
     if (!has_data_key) raise_no_export("data key");
 
-    lock_tenant(tenant.name);
-    if (tenant.group_key[0] != '\0') lock_tenant(tenant.group_key);
+    lock_tenants({tenant.name, tenant.group_key, tenant.search_tenant});
+    KeyRow group_here;
+    if (tenant.group_key[0] != '\0' &&
+        find_newest_key(
+            tenant.group_key, crypto::Purpose::group, [](const KeyRow &) { return true; },
+            group_here) &&
+        group_here.key_id != static_cast<ImportedKey *>(linitial(imported))->key.key_id)
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("another group key \"%s\" is here already", tenant.group_key),
+                        errhint("Move the tenant out of its group before it is exported.")));
     TenantRow present;
     const bool is_there = find_tenant(tenant.name, present);
     if (is_there && present.state == TenantState::destroyed) require_active_tenant(tenant.name);
@@ -349,11 +374,14 @@ ENVCRYPT_ACT(envcrypt_import_keys, "import_keys") {
                         errmsg("tenant \"%s\" is here already, and otherwise", tenant.name),
                         errdetail("Its group, or whose search key it uses, differs.")));
     TenantRow searched;
-    if (tenant.search_tenant[0] != '\0' && !find_tenant(tenant.search_tenant, searched))
-        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-                        errmsg("tenant \"%s\" is not here, whose search key tenant \"%s\" uses",
-                               tenant.search_tenant, tenant.name),
-                        errhint("Import it before.")));
+    if (tenant.search_tenant[0] != '\0') {
+        if (!find_tenant(tenant.search_tenant, searched))
+            ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                            errmsg("tenant \"%s\" is not here, whose search key tenant \"%s\" uses",
+                                   tenant.search_tenant, tenant.name),
+                            errhint("Import it before.")));
+        require_search_tenant(tenant);
+    }
     if (!is_there) {
         (void)lock_place(tenant.server);
         tenant.state = strcmp(state, "active") == 0 ? TenantState::active : TenantState::disabled;

@@ -48,10 +48,12 @@ ENVCRYPT_ACT(envcrypt_move_tenant, "move_tenant") {
                 (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
                  errmsg("tenant \"%s\" has a master key of its own", name),
                  errdetail("In a group its keys would be wrapped by a key that is not its own."),
-                 errhint("Move it to the server's master key before: add_wrapping(), "
-                         "drop_wrapping().")));
+                 errhint("Move it to the master key of a server before, another one than now: "
+                         "add_wrapping(), drop_wrapping().")));
     const Destination *destination =
         group[0] == '\0' ? at_server(tenant.server, "", false) : in_group(group);
+    // within the group nothing has depended on that server
+    if (destination->group == nullptr) (void)prove_server(*destination);
     List *wrappings = NIL;
     ListCell *cell;
     foreach (cell, find_all_keys(name)) {
@@ -72,7 +74,7 @@ ENVCRYPT_ACT(envcrypt_move_tenant, "move_tenant") {
         delete_wrapped_keys(key_id);
         write_wrapping(*wrapping);
         journal.add_wrapping(*wrapping);
-        // a group key proves itself by what was written; a KMS has proved it before
+        // what a group key wrapped is opened as it was written; a KMS has just been asked
         Backend &state = backend();
         if (!guarded(report, [&] { state.cache.drop_key(key_id); })) raise(report);
         if (destination->group != nullptr) (void)open_key(*wrapping->key);

@@ -475,6 +475,19 @@ void lock_tenant(const char *name) {
     lock_for(name, 0);
 }
 
+void lock_tenants(std::initializer_list<const char *> names) {
+    List *sorted = NIL;
+    for (const char *name : names)
+        if (name[0] != '\0') sorted = lappend(sorted, const_cast<char *>(name));
+    list_sort(sorted, [](const ListCell *a, const ListCell *b) {
+        const std::uint32_t order = tenant_lock_order(static_cast<char *>(lfirst(a)));
+        const std::uint32_t other = tenant_lock_order(static_cast<char *>(lfirst(b)));
+        return order < other ? -1 : order > other ? 1 : 0;
+    });
+    ListCell *cell;
+    foreach (cell, sorted) lock_tenant(static_cast<char *>(lfirst(cell)));
+}
+
 void lock_tenant_row(const char *name) {
     lock_for(name, 1);
 }

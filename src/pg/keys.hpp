@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "crypto/keys.hpp"
 #include "pg/pg.hpp"
@@ -31,6 +32,9 @@ struct KeyRow {
     TimestampTz created_at;  // 0: now
     bool own;                // written by the transaction under way
 };
+
+// Of a tenant's keys; far more than anybody makes.
+inline constexpr int kMaxVersion = 1000000;
 
 // May be used: whether it encrypts or only decrypts.
 inline bool is_live(const KeyRow &row) {
@@ -101,6 +105,8 @@ int rename_server_rows(const char *from, const char *to);
 // Until the end of the transaction, nobody else changes the keys of the tenant (or group). Whoever
 // needs both locks takes this one first, and those of many in the order below.
 void lock_tenant(const char *name);
+// The same of several, in that order; "" is none.
+void lock_tenants(std::initializer_list<const char *> names);
 // The same of the tenant's row alone: what disables a tenant waits for no KMS.
 void lock_tenant_row(const char *name);
 std::uint32_t tenant_lock_order(const char *name);

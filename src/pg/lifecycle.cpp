@@ -1,7 +1,6 @@
 // What happens to a tenant and its keys after they were made: rotate_key(), rotate_keys(),
 // disable_tenant(), enable_tenant(). Each act is one transaction, and a line in the journal.
 #include "pg/act.hpp"
-#include "pg/backend.hpp"
 #include "pg/journal.hpp"
 #include "pg/making.hpp"
 #include "pg/resolve.hpp"
@@ -28,24 +27,19 @@ int rotate(const TenantRow &tenant) {
     key.key_id = random_key_id();
     key.tenant = tenant.name;
     key.purpose = crypto::Purpose::data;
-    key.version = newest_data_key(name).version + 1;
+    const int newest = newest_data_key(name).version;
+    if (newest >= kMaxVersion)
+        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+                        errmsg("tenant \"%s\" has had as many keys as it can", name)));
+    key.version = newest + 1;
     key.state = KeyState::pending;
     List *older = find_keys(name, crypto::Purpose::data);
     Journal journal("rotate_key", name);
     make_keys(places, &key, 1, false, journal);
-    Backend &state = backend();
-    ErrorReport report;
     ListCell *cell;
-    foreach (cell, older) {
-        const auto *row = static_cast<KeyRow *>(lfirst(cell));
-        if (row->state != KeyState::active) continue;
-        if (!guarded(report, [&] {
-                state.uncommitted.push_back(
-                    {row->key_id, GetCurrentTransactionNestLevel(), false, true});
-            }))
-            raise(report);
-        set_key_state(row->key_id, KeyState::decrypt_only);
-    }
+    foreach (cell, older)
+        if (static_cast<KeyRow *>(lfirst(cell))->state == KeyState::active)
+            supersede_key(static_cast<KeyRow *>(lfirst(cell))->key_id);
     journal.add("version", key.version);
     journal.write();
     return key.version;
@@ -121,19 +115,17 @@ ENVCRYPT_ACT(envcrypt_rotate_keys, "rotate_keys") {
     ListCell *cell;
     foreach (cell, names) {
         Overdue overdue{static_cast<char *>(lfirst(cell)), made_before, false};
-        ErrorReport report;
         PushActiveSnapshot(GetTransactionSnapshot());
         MemoryContextSwitchTo(one);
-        const bool ok = try_part("rotate_key", overdue.name, rotate_overdue, &overdue, report);
+        if (const ErrorData *error = try_part(rotate_overdue, &overdue)) {
+            ++failed;
+            warn_failure("rotate_key", overdue.name,
+                         psprintf("tenant \"%s\" was not rotated", overdue.name), error);
+        }
         MemoryContextSwitchTo(all);
         MemoryContextReset(one);
         PopActiveSnapshot();
         SPI_commit();
-        if (ok) continue;
-        ++failed;
-        ereport(WARNING, (errmsg("tenant \"%s\" was not rotated: %s", overdue.name, report.message),
-                          report.detail[0] != '\0' ? errdetail("%s", report.detail) : 0,
-                          report.hint[0] != '\0' ? errhint("%s", report.hint) : 0));
     }
     if (failed > 0)
         ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -22,13 +22,6 @@ keyring::Operation &prepare_for_key(const Place &place, const char *master_key, 
     return *operation;
 }
 
-// A C++ frame.
-void note_made(Backend &state, const KeyRow &key, bool first_of_tenant) {
-    note_key(key.key_id);
-    state.uncommitted.push_back(
-        {key.key_id, GetCurrentTransactionNestLevel(), first_of_tenant, false});
-}
-
 // Has the KMS make them, persists them, and proves what was persisted.
 void make_at_kms(const Destination &destination, KeyRow *keys, int count, bool first_of_tenant,
                  Journal &journal) {
@@ -47,9 +40,9 @@ void make_at_kms(const Destination &destination, KeyRow *keys, int count, bool f
         if (!guarded(report, [&] {
                 keys[i].commitment = crypto::commitment(
                     operation.key.expose().first<crypto::kKeySize>(), operation.context);
-                note_made(state, keys[i], first_of_tenant);
             }))
             raise(report);
+        note_uncommitted(keys[i], first_of_tenant);
         Wrapping wrapping{&keys[i], nullptr, {}, nullptr};
         fill_wrapping(destination, wrapping, operation.made);
         insert_key(keys[i]);
@@ -95,9 +88,9 @@ void make_in_group(const Destination &destination, KeyRow *keys, int count, bool
                 keys[i].commitment =
                     crypto::commitment(made.key.expose().first<crypto::kKeySize>(), made.context);
                 keyring::wrap_by_group(group->key, made);
-                note_made(state, keys[i], first_of_tenant);
             }))
             raise(report);
+        note_uncommitted(keys[i], first_of_tenant);
         Wrapping wrapping{&keys[i], nullptr, {}, nullptr};
         fill_wrapping(destination, wrapping, state.operation->keys[0].made);
         if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
@@ -132,6 +125,27 @@ Place lock_place(const char *server) {
     const Place place = place_of(server);
     LockDatabaseObject(ForeignServerRelationId, place.server, 0, AccessShareLock);
     return place_of(server);
+}
+
+void note_uncommitted(const KeyRow &key, bool first_of_tenant) {
+    note_key(key.key_id);
+    ErrorReport report;
+    Backend &state = backend();
+    if (!guarded(report, [&] {
+            state.uncommitted.push_back(
+                {key.key_id, GetCurrentTransactionNestLevel(), first_of_tenant, false});
+        }))
+        raise(report);
+}
+
+void supersede_key(std::uint64_t key_id) {
+    ErrorReport report;
+    Backend &state = backend();
+    if (!guarded(report, [&] {
+            state.uncommitted.push_back({key_id, GetCurrentTransactionNestLevel(), false, true});
+        }))
+        raise(report);
+    set_key_state(key_id, KeyState::decrypt_only);
 }
 
 void make_keys(List *places, KeyRow *keys, int count, bool first_of_tenant, Journal &journal) {

@@ -26,12 +26,16 @@ struct Move {
     const char *act;
     char *server;
     char *to_server;
-    char *tenant;      // "": all
+    char *tenant;  // "": all; or a group
+    bool is_group;
     char *master_key;  // add_wrapping: the tenant's own there
     Progress *progress;
     List *targets;  // of Target *
     MemoryContext all;
     MemoryContext batch;
+    KeyIds refused;  // that were warned of
+    int refused_room;
+    bool passes_refused;  // it is known of them
     // of the batch under way
     List *done;  // of Wrapping *: what was wrapped and checked
     List *part;  // of Wrapping *: what a part of the batch is to do
@@ -49,6 +53,20 @@ int by_lock(const ListCell *a, const ListCell *b) {
     const std::uint32_t other = tenant_lock_order(second->key->tenant);
     if (order != other) return order < other ? -1 : 1;
     return strcmp(first->key->tenant, second->key->tenant);
+}
+
+int by_tenant_lock(const ListCell *a, const ListCell *b) {
+    const std::uint32_t order = tenant_lock_order(static_cast<TenantRow *>(lfirst(a))->name);
+    const std::uint32_t other = tenant_lock_order(static_cast<TenantRow *>(lfirst(b))->name);
+    return order < other ? -1 : order > other ? 1 : 0;
+}
+
+// Raises where the server is gone, or goes by another name; until this transaction ends it stays.
+void require_server(const char *name) {
+    const Oid server = get_foreign_server_oid(name, true);
+    if (OidIsValid(server)) LockDatabaseObject(ForeignServerRelationId, server, 0, AccessShareLock);
+    if (!OidIsValid(server) || get_foreign_server_oid(name, true) != server)
+        raise_place_fault(PlaceFault::no_server, name, GetUserId());
 }
 
 // Calls write(wrapping) for each, by tenant, each tenant locked, and journals those for which it is
@@ -107,12 +125,54 @@ void place_tenant(const KeyRow &key, const char *from, const char *server, const
 
 // The live key, where the run concerns it; else null.
 KeyRow *key_of_run(const Move &move, std::uint64_t key_id) {
+    for (int i = 0; move.passes_refused && i < move.refused.count; ++i)
+        if (move.refused.ids[i] == key_id) return nullptr;
     auto *key = static_cast<KeyRow *>(palloc(sizeof(KeyRow)));
     if (!find_key(key_id, *key) || !is_live(*key)) return nullptr;
-    if (move.tenant[0] != '\0' &&
-        (strcmp(key->tenant, move.tenant) != 0 || key->purpose == crypto::Purpose::group))
+    if (move.tenant[0] != '\0' && (strcmp(key->tenant, move.tenant) != 0 ||
+                                   (key->purpose == crypto::Purpose::group) != move.is_group))
         return nullptr;
     return key;
+}
+
+// With more corrupt keys than this it is no longer the keys.
+constexpr int kMostRefused = 10;
+
+// Does these ids, in halves where a key among them is corrupt, and in the end all but that one,
+// which is warned of. Whatever else fails is raised. How many were done.
+template <class Step>
+int do_part(Move &move, const std::uint64_t *ids, int count, Step &step) {
+    struct Part {
+        Move *move;
+        Step *step;
+        const std::uint64_t *ids;
+        int count;
+        int done;
+    } part{&move, &step, ids, count, 0};
+    ErrorData *error = try_part(
+        [](void *argument) {
+            auto *one = static_cast<Part *>(argument);
+            one->move->done = one->move->part = NIL;
+            one->done = (*one->step)(one->ids, one->count);
+        },
+        &part);
+    if (error == nullptr) return part.done;
+    if (error->sqlerrcode != ERRCODE_DATA_CORRUPTED || move.refused.count >= kMostRefused)
+        ReThrowError(error);
+    if (count > 1)
+        return do_part(move, ids, count / 2, step) +
+               do_part(move, ids + count / 2, count - count / 2, step);
+    const MemoryContext before = MemoryContextSwitchTo(move.all);
+    move.refused.add(ids[0], move.refused_room);
+    MemoryContextSwitchTo(before);
+    KeyRow key;
+    const char *tenant = find_key(ids[0], key) ? key.tenant : "";
+    note_key(ids[0]);
+    warn_failure(move.act, tenant,
+                 psprintf("key %016llx of tenant \"%s\" was left as it is",
+                          static_cast<unsigned long long>(ids[0]), tenant),
+                 error);
+    return 0;
 }
 
 // Does the ids in batches, each in a transaction of its own: step(ids, count) says how many were
@@ -124,8 +184,8 @@ void run_batches(Move &move, const KeyIds &ids, Step step) {
         const int count = Min(size, ids.count - begin);
         PushActiveSnapshot(GetTransactionSnapshot());
         MemoryContextSwitchTo(move.batch);
-        move.done = move.part = NIL;
-        const int done = step(ids.ids + begin, count);
+        require_server(move.server);
+        const int done = do_part(move, ids.ids + begin, count, step);
         move.progress->advance(done, ids.count - begin - count);
         MemoryContextSwitchTo(move.all);
         MemoryContextReset(move.batch);
@@ -134,21 +194,28 @@ void run_batches(Move &move, const KeyIds &ids, Step step) {
     }
 }
 
-// The same of all that `list()` finds, and once more of what was made meanwhile: the ids that it
-// found last.
+// Does all that list() finds, and again what was made meanwhile, as long as something was.
 template <class List_, class Step>
-KeyIds run_twice(Move &move, KeyIds ids, List_ list, Step step) {
+void run_all(Move &move, const KeyIds &ids, List_ list, Step step) {
+    constexpr int passes = 5;
     run_batches(move, ids, step);
-    const KeyIds again = list();
-    run_batches(move, again, step);
-    return again;
+    move.passes_refused = true;
+    for (int pass = 1; pass < passes; ++pass) {
+        const std::int64_t done = move.progress->done();
+        run_batches(move, list(), step);
+        if (move.progress->done() == done) return;
+    }
 }
 
-// Counts those that left(id) names, in a transaction of its own, ends the run and says so.
-template <class Left>
-void finish(Move &move, const KeyIds &ids, const char *what, Left left) {
+// Counts those of list() that left(id) names, in a transaction of its own, ends the run and says
+// so.
+template <class List_, class Left>
+void finish(Move &move, List_ list, const char *what, const char *hint, Left left) {
     std::int64_t count = 0;
+    move.passes_refused = false;
     PushActiveSnapshot(GetTransactionSnapshot());
+    require_server(move.server);
+    const KeyIds ids = list();
     for (int i = 0; i < ids.count; ++i) {
         CHECK_FOR_INTERRUPTS();
         MemoryContextSwitchTo(move.batch);
@@ -161,10 +228,22 @@ void finish(Move &move, const KeyIds &ids, const char *what, Left left) {
     ereport(count == 0 ? NOTICE : WARNING,
             (errmsg("%s: " INT64_FORMAT " keys %s, " INT64_FORMAT " left", move.act,
                     move.progress->done(), what, count),
-             count == 0 ? 0
-                        : errhint("Those under a tenant's own master key move by "
-                                  "add_wrapping(server, tenant, master_key) and drop_wrapping(); "
-                                  "for others CALL it again.")));
+             count == 0 ? 0 : errhint("%s", hint)));
+}
+
+// Calls check(id) for each, whatever memory that takes.
+template <class Check>
+void check_all(const KeyIds &ids, Check check) {
+    const MemoryContext all = CurrentMemoryContext;
+    const MemoryContext some = AllocSetContextCreate(all, "envcrypt check", ALLOCSET_DEFAULT_SIZES);
+    for (int i = 0; i < ids.count; ++i) {
+        CHECK_FOR_INTERRUPTS();
+        MemoryContextSwitchTo(some);
+        check(ids.ids[i]);
+        MemoryContextSwitchTo(all);
+        if (i % 1024 == 0) MemoryContextReset(some);
+    }
+    MemoryContextDelete(some);
 }
 
 // Begins a run. What lives as long as it lies in the memory of the procedure.
@@ -178,6 +257,11 @@ void begin(Move &move, const KeyIds &ids) {
     SPI_commit();
 }
 static_assert(std::is_trivially_destructible_v<Progress>);
+
+constexpr const char *kLeft = "The warnings say which; CALL it again once they open.";
+constexpr const char *kOwnLeft =
+    "Those under a tenant's own master key move by add_wrapping(server, tenant, master_key) and "
+    "drop_wrapping(). For others the warnings say which; CALL it again.";
 
 // --- rewrap_keys(server)
 
@@ -203,12 +287,18 @@ void prove_target(void *argument) {
     MemoryContextSwitchTo(move->batch);
 }
 
-void warn_left(const Target &target, const ErrorReport &report) {
-    ereport(WARNING,
-            (errmsg("keys under the own master key of tenant \"%s\" were left as they are: %s",
-                    target.tenant, report.message),
-             report.detail[0] != '\0' ? errdetail("%s", report.detail) : 0,
-             report.hint[0] != '\0' ? errhint("%s", report.hint) : 0));
+// Does a part under a tenant's own master key. False where it could not be done, which is warned
+// of.
+bool try_target(Move &move, Target &target, void (*part)(void *)) {
+    ErrorData *error = try_part(part, &move);
+    if (error == nullptr) return true;
+    if (error->sqlerrcode == ERRCODE_DATA_CORRUPTED) ReThrowError(error);
+    warn_failure(move.act, target.tenant,
+                 psprintf("keys under the own master key of tenant \"%s\" were left as they are",
+                          target.tenant),
+                 error);
+    target.failed = true;
+    return false;
 }
 
 // A KMS that a customer closes to us keeps nobody else's keys from being rewrapped.
@@ -229,9 +319,7 @@ Target *find_target(Move &move, const KeyRow &key, const char *master_key) {
         prove_target(&move);
         return target;
     }
-    ErrorReport report;
-    target->failed = !try_part(move.act, key.tenant, prove_target, &move, report);
-    if (target->failed) warn_left(*target, report);
+    (void)try_target(move, *target, prove_target);
     return target;
 }
 
@@ -283,14 +371,10 @@ int rewrap_batch(Move &move, const std::uint64_t *ids, int count) {
                 move.part = lappend(move.part, wrapping);
         }
         if (move.part == NIL) continue;
-        if (target->master_key[0] == '\0') {
+        if (target->master_key[0] == '\0')
             rewrap_part(&move);
-        } else {
-            ErrorReport report;
-            target->failed = !try_part(move.act, target->tenant, rewrap_part, &move, report);
-            if (target->failed) warn_left(*target, report);
-            if (target->failed) continue;
-        }
+        else if (!try_target(move, *target, rewrap_part))
+            continue;
         move.done = list_concat(move.done, move.part);
     }
     return write_all(move, move.done, [&](const Wrapping &wrapping) {
@@ -303,12 +387,12 @@ int rewrap_batch(Move &move, const std::uint64_t *ids, int count) {
 }
 
 void rewrap_in_place(Move &move) {
-    KeyIds ids = find_keys_wrapped_by(move.server);
+    const auto list = [&] { return find_keys_wrapped_by(move.server); };
+    const KeyIds ids = list();
     begin(move, ids);
-    ids = run_twice(
-        move, ids, [&] { return find_keys_wrapped_by(move.server); },
-        [&](const std::uint64_t *some, int count) { return rewrap_batch(move, some, count); });
-    finish(move, ids, "rewrapped", [&](std::uint64_t id) {
+    run_all(move, ids, list,
+            [&](const std::uint64_t *some, int count) { return rewrap_batch(move, some, count); });
+    finish(move, list, "rewrapped", kLeft, [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         const WrappedKeyRow *row = key == nullptr ? nullptr : find_wrapped_key(id, move.server);
         if (row == nullptr) return false;
@@ -319,9 +403,13 @@ void rewrap_in_place(Move &move) {
 
 // Where the tenants of groups go should they leave them: where their group's key is wrapped now.
 void place_tenants_of_groups(const Move &move) {
+    constexpr int at_once = 256;
+    List *tenants = find_tenants_at(move.server);
+    list_sort(tenants, by_tenant_lock);
+    int count = 0;
     PushActiveSnapshot(GetTransactionSnapshot());
     ListCell *cell;
-    foreach (cell, find_tenants_at(move.server)) {
+    foreach (cell, tenants) {
         TenantRow tenant = *static_cast<TenantRow *>(lfirst(cell));
         if (tenant.group_key[0] == '\0' || tenant.state == TenantState::destroyed) continue;
         KeyRow group;
@@ -332,8 +420,13 @@ void place_tenants_of_groups(const Move &move) {
         if (find_tenant(tenant.name, tenant) && strcmp(tenant.server, move.server) == 0)
             set_tenant_place(tenant.name, static_cast<WrappedKeyRow *>(linitial(rows))->server, "",
                              tenant.group_key);
+        if (++count % at_once != 0) continue;
+        PopActiveSnapshot();
+        SPI_commit();
+        PushActiveSnapshot(GetTransactionSnapshot());
     }
     PopActiveSnapshot();
+    SPI_commit();
 }
 
 // --- rewrap_keys(server, to_server)
@@ -379,13 +472,13 @@ void move_to(Move &move) {
     // proves that the KMS binds keys to their tenant, before anything depends on it
     (void)prove_server(*at_server(move.to_server, "", false));
     (void)place_of(move.server);
-    KeyIds ids = find_keys_wrapped_by(move.server);
+    const auto list = [&] { return find_keys_wrapped_by(move.server); };
+    const KeyIds ids = list();
     begin(move, ids);
-    ids = run_twice(
-        move, ids, [&] { return find_keys_wrapped_by(move.server); },
-        [&](const std::uint64_t *some, int count) { return move_batch(move, some, count); });
+    run_all(move, ids, list,
+            [&](const std::uint64_t *some, int count) { return move_batch(move, some, count); });
     place_tenants_of_groups(move);
-    finish(move, ids, "moved", [&](std::uint64_t id) {
+    finish(move, list, "moved", kOwnLeft, [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         return key != nullptr && find_wrapped_key(id, move.server) != nullptr;
     });
@@ -394,10 +487,14 @@ void move_to(Move &move) {
 // --- add_wrapping(), drop_wrapping()
 
 // The keys that a run concerns: the tenant's, or all; those in groups are wrapped by no server.
-KeyIds keys_of_tenant(const char *tenant) {
+KeyIds keys_of_tenant(const char *tenant, bool is_group) {
     if (tenant[0] == '\0') return find_live_keys();
     KeyIds ids{nullptr, 0};
     int room = 0;
+    KeyRow group;
+    if (is_group && find_newest_key(tenant, crypto::Purpose::group, is_live, group))
+        ids.add(group.key_id, room);
+    if (is_group) return ids;
     ListCell *cell;
     foreach (cell, find_all_keys(tenant)) {
         const auto *key = static_cast<KeyRow *>(lfirst(cell));
@@ -418,6 +515,27 @@ Missing is_missing(const Move &move, const KeyRow &key) {
         own = own || row->own_master_key;
     }
     return own && move.master_key[0] == '\0' ? Missing::own_master_key : Missing::yes;
+}
+
+// Of a tenant that is named: the master key that is to wrap is said, where it is the tenant's own,
+// and what is said is not passed by.
+void check_own(const Move &move, std::uint64_t key_id) {
+    const KeyRow *key = key_of_run(move, key_id);
+    if (key == nullptr) return;
+    if (is_missing(move, *key) == Missing::own_master_key)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("tenant \"%s\" has a master key of its own", move.tenant),
+                        errhint("Say by which master key of its own server \"%s\" is to wrap: "
+                                "master_key => '...'.",
+                                move.server)));
+    const WrappedKeyRow *there = find_wrapped_key(key_id, move.server);
+    if (there != nullptr && move.master_key[0] != '\0' && !there->own_master_key)
+        ereport(ERROR,
+                (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                 errmsg("server \"%s\" wraps keys of tenant \"%s\" already, by another master key",
+                        move.server, move.tenant),
+                 errhint("Make a second server at that KMS, add a wrapping there, and drop this "
+                         "one.")));
 }
 
 int add_batch(Move &move, const std::uint64_t *ids, int count) {
@@ -507,6 +625,15 @@ int drop_batch(Move &move, const std::uint64_t *ids, int count) {
     });
 }
 
+// Whether the name is a group's: where a tenant has it, too, it is the tenant's.
+void name_tenant(Move &move) {
+    TenantRow tenant;
+    KeyRow group;
+    move.is_group = move.tenant[0] != '\0' && is_tenant_name(move.tenant) &&
+                    !find_tenant(move.tenant, tenant) &&
+                    find_newest_key(move.tenant, crypto::Purpose::group, is_live, group);
+}
+
 Move read_arguments(FunctionCallInfo fcinfo, const char *act) {
     require_writable(psprintf("%s()", act));
     require_nonatomic(fcinfo, psprintf("%s()", act));
@@ -548,7 +675,8 @@ ENVCRYPT_ACT(envcrypt_add_wrapping, "add_wrapping") {
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
                         errmsg("a master key of whose own is not said"),
                         errhint("Name the tenant, too.")));
-    if (move.tenant[0] != '\0') {
+    name_tenant(move);
+    if (move.tenant[0] != '\0' && !move.is_group) {
         const TenantRow tenant = require_tenant(move.tenant, false);
         if (tenant.group_key[0] != '\0')
             ereport(ERROR,
@@ -560,26 +688,13 @@ ENVCRYPT_ACT(envcrypt_add_wrapping, "add_wrapping") {
                              move.tenant)));
     }
     (void)prove_server(*at_server(move.server, move.master_key, move.master_key[0] != '\0'));
-    const KeyIds ids = keys_of_tenant(move.tenant);
-    if (move.tenant[0] != '\0')
-        for (int i = 0; i < ids.count; ++i) {
-            const KeyRow *key = key_of_run(move, ids.ids[i]);
-            if (key != nullptr && is_missing(move, *key) == Missing::own_master_key)
-                ereport(ERROR,
-                        (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                         errmsg("tenant \"%s\" has a master key of its own", move.tenant),
-                         errhint("Say by which master key of its own server \"%s\" is to wrap: "
-                                 "master_key => '...'.",
-                                 move.server)));
-        }
+    const auto list = [&] { return keys_of_tenant(move.tenant, move.is_group); };
+    const KeyIds ids = list();
+    if (move.tenant[0] != '\0') check_all(ids, [&](std::uint64_t id) { check_own(move, id); });
     begin(move, ids);
-    run_batches(move, ids,
-                [&](const std::uint64_t *some, int count) { return add_batch(move, some, count); });
-    // keys were made meanwhile
-    const KeyIds all = keys_of_tenant(move.tenant);
-    run_batches(move, all,
-                [&](const std::uint64_t *some, int count) { return add_batch(move, some, count); });
-    finish(move, all, "wrapped", [&](std::uint64_t id) {
+    run_all(move, ids, list,
+            [&](const std::uint64_t *some, int count) { return add_batch(move, some, count); });
+    finish(move, list, "wrapped", kOwnLeft, [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         return key != nullptr && is_missing(move, *key) != Missing::no;
     });
@@ -591,21 +706,22 @@ ENVCRYPT_ACT(envcrypt_add_wrapping, "add_wrapping") {
 ENVCRYPT_ACT(envcrypt_drop_wrapping, "drop_wrapping") {
     Move move = read_arguments(fcinfo, "drop_wrapping");
     move.tenant = text_argument(fcinfo, 1, "tenant");
-    if (move.tenant[0] != '\0') (void)require_tenant(move.tenant, false);
-    KeyIds ids = find_keys_wrapped_by(move.server);
-    for (int i = 0; i < ids.count; ++i) {
-        CHECK_FOR_INTERRUPTS();
-        const KeyRow *key = key_of_run(move, ids.ids[i]);
+    name_tenant(move);
+    if (move.tenant[0] != '\0' && !move.is_group) (void)require_tenant(move.tenant, false);
+    require_server(move.server);
+    const auto list = [&] { return find_keys_wrapped_by(move.server); };
+    const KeyIds ids = list();
+    check_all(ids, [&](std::uint64_t id) {
+        const KeyRow *key = key_of_run(move, id);
         Place place;
-        if (key != nullptr && other_place(move, ids.ids[i], place) == nullptr)
+        if (key != nullptr && other_place(move, id, place) == nullptr)
             raise_last_wrapping(move, *key);
-    }
+    });
     begin(move, ids);
-    ids = run_twice(
-        move, ids, [&] { return find_keys_wrapped_by(move.server); },
-        [&](const std::uint64_t *some, int count) { return drop_batch(move, some, count); });
+    run_all(move, ids, list,
+            [&](const std::uint64_t *some, int count) { return drop_batch(move, some, count); });
     place_tenants_of_groups(move);
-    finish(move, ids, "dropped", [&](std::uint64_t id) {
+    finish(move, list, "dropped", kLeft, [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         return key != nullptr && find_wrapped_key(id, move.server) != nullptr;
     });

@@ -10,15 +10,26 @@ using keyring::OpenKey;
 // A place that the current role may use, of one key.
 struct Candidate {
     const WrappedKeyRow *row;
-    Place place;
+    const Place *place;
     bool failed;
+    bool away;  // and so failed
+};
+
+// A server as the current role may use it, looked up once for all keys of a call: what is altered
+// meanwhile is another identity, and must not make two of one.
+struct KnownPlace {
+    const char *server;
+    PlaceFault fault;
+    Place place;
 };
 
 // A key that is to be opened at a KMS.
 struct Wanted {
     const KeyRow *key;
     List *candidates;      // of Candidate *, in the order in which they are tried
-    ErrorReport *failure;  // of the first that failed, with what the others said
+    ErrorReport *failure;  // the worst, with what the other places said
+    bool is_asked;         // in the batch under way
+    bool is_opened;        // by this call: it may have been pushed out of the cache since
 };
 
 // A key that a group key wraps.
@@ -36,6 +47,12 @@ bool is_failover(ErrorCode code) {
 
 bool is_away(ErrorCode code) {
     return code == ErrorCode::unreachable || code == ErrorCode::throttled;
+}
+
+// Of the failures of several places, which is the one to tell.
+int severity(ErrorCode code) {
+    if (code == ErrorCode::corrupt) return 3;
+    return is_away(code) ? 1 : 2;
 }
 
 bool is_unavailable(ErrorCode code) {
@@ -57,9 +74,21 @@ constexpr kms::Clock kLeastPatience{100};
     pg_unreachable();
 }
 
+KnownPlace *know_place(char *server, List *&places) {
+    ListCell *cell;
+    foreach (cell, places) {
+        auto *known = static_cast<KnownPlace *>(lfirst(cell));
+        if (strcmp(known->server, server) == 0) return known;
+    }
+    auto *known = static_cast<KnownPlace *>(palloc0(sizeof(KnownPlace)));
+    known->server = server;
+    known->fault = find_place(server, GetUserId(), known->place);
+    places = lappend(places, known);
+    return known;
+}
+
 // Null where the role may use none of the places, and `soft`.
-Wanted *find_candidates(const KeyRow &key, List *rows, bool soft) {
-    const Oid role = GetUserId();
+Wanted *find_candidates(const KeyRow &key, List *rows, List *&places, bool soft) {
     auto *wanted = static_cast<Wanted *>(palloc0(sizeof(Wanted)));
     wanted->key = &key;
     PlaceFault fault = PlaceFault::none;
@@ -67,20 +96,21 @@ Wanted *find_candidates(const KeyRow &key, List *rows, bool soft) {
     ListCell *cell;
     foreach (cell, rows) {
         const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
-        auto *candidate = static_cast<Candidate *>(palloc0(sizeof(Candidate)));
-        candidate->row = row;
-        const PlaceFault here = find_place(row->server, role, candidate->place);
-        if (here == PlaceFault::none) {
+        const KnownPlace *known = know_place(row->server, places);
+        if (known->fault == PlaceFault::none) {
+            auto *candidate = static_cast<Candidate *>(palloc0(sizeof(Candidate)));
+            candidate->row = row;
+            candidate->place = &known->place;
             wanted->candidates = lappend(wanted->candidates, candidate);
-        } else if (here >= fault) {
+        } else if (known->fault >= fault) {
             // the fault of the place that came closest is the one to tell
-            fault = here;
+            fault = known->fault;
             fault_server = row->server;
         }
     }
     if (wanted->candidates != NIL) return wanted;
     if (soft) return nullptr;
-    raise_place_fault(fault, fault_server, role);
+    raise_place_fault(fault, fault_server, GetUserId());
 }
 
 KeyRow *find_group(const char *name) {
@@ -107,7 +137,7 @@ OpenKey *find_open_at(const Wanted &places, std::uint64_t key_id, bool stale = f
     OpenKey *open = nullptr;
     ListCell *cell;
     foreach (cell, places.candidates) {
-        const keyring::KeyRef ref{static_cast<Candidate *>(lfirst(cell))->place.identity, key_id};
+        const keyring::KeyRef ref{static_cast<Candidate *>(lfirst(cell))->place->identity, key_id};
         if (!guarded(report,
                      [&] { open = stale ? state.cache.find_stale(ref) : state.cache.find(ref); }))
             raise(report);
@@ -129,10 +159,19 @@ void note_away(Backend &state, const keyring::IdentityId &identity) {
     away.until = now() + away.pause;
 }
 
-// Has an expired key serve on, since its KMS is away. False where there is none.
+// Has an expired key serve on, since the KMS that gave it is away. False where there is none.
 bool bridge(const Wanted &wanted) {
+    if (wanted.failure != nullptr && wanted.failure->code == ErrorCode::corrupt) return false;
     OpenKey *stale = find_open_at(wanted, wanted.key->key_id, true);
     if (stale == nullptr) return false;
+    bool is_its_own = false;
+    ListCell *cell;
+    foreach (cell, wanted.candidates) {
+        const auto *candidate = static_cast<Candidate *>(lfirst(cell));
+        if (candidate->place->identity == stale->ref.identity)
+            is_its_own = candidate->away || !candidate->failed;
+    }
+    if (!is_its_own) return false;
     const kms::Clock until =
         std::max(away_until(stale->ref.identity).value_or(kms::Clock{}), now() + kms::Clock(1));
     Backend &state = backend();
@@ -154,8 +193,8 @@ bool bridge(const Wanted &wanted) {
 }
 
 // The place to be tried next, and how long it may take (0: as long as any operation); null where
-// all have failed or, where a key of before can serve on, all are away.
-Candidate *next_place(const Wanted &wanted, kms::Clock end, kms::Clock &limit) {
+// all have failed or, where that is `soft` or a key of before can serve on, all are away.
+Candidate *next_place(const Wanted &wanted, kms::Clock end, bool soft, kms::Clock &limit) {
     Candidate *next = nullptr;
     Candidate *first_away = nullptr;
     int left = 0;
@@ -164,7 +203,7 @@ Candidate *next_place(const Wanted &wanted, kms::Clock end, kms::Clock &limit) {
         auto *candidate = static_cast<Candidate *>(lfirst(cell));
         if (candidate->failed) continue;
         ++left;
-        const auto until = away_until(candidate->place.identity);
+        const auto until = away_until(candidate->place->identity);
         if (until && now() < *until) {
             if (first_away == nullptr) first_away = candidate;
         } else if (next == nullptr) {
@@ -172,11 +211,11 @@ Candidate *next_place(const Wanted &wanted, kms::Clock end, kms::Clock &limit) {
         }
     }
     const bool can_bridge = find_open_at(wanted, wanted.key->key_id, true) != nullptr;
-    if (next == nullptr && !can_bridge) next = first_away;
+    if (next == nullptr && !can_bridge && !soft) next = first_away;
     limit = kms::Clock{};
     if (next == nullptr || (list_length(wanted.candidates) == 1 && !can_bridge)) return next;
     limit = std::max((end - now()) / left, kLeastPatience);
-    const bool was_away = away_until(next->place.identity).has_value();
+    const bool was_away = away_until(next->place->identity).has_value();
     if (was_away && next != first_away) limit = std::min(limit, kProbePatience);
     return next;
 }
@@ -186,7 +225,7 @@ bool add_to_batch(const KeyRow &key, const Candidate &candidate, kms::Clock limi
                   ErrorReport &report) {
     Backend &state = backend();
     const WrappedKeyRow &row = *candidate.row;
-    const Place &place = candidate.place;
+    const Place &place = *candidate.place;
     keyring::Operation *operation = nullptr;
     if (!guarded(report, [&] {
             const auto found =
@@ -218,15 +257,18 @@ bool add_to_batch(const KeyRow &key, const Candidate &candidate, kms::Clock limi
 
 void note_failure(Wanted &wanted, Candidate &candidate, const ErrorReport &report) {
     candidate.failed = true;
+    candidate.away = is_away(report.code);
     if (wanted.failure == nullptr) {
         wanted.failure = static_cast<ErrorReport *>(palloc(sizeof(ErrorReport)));
         *wanted.failure = report;
         return;
     }
+    ErrorReport other = report;
+    if (severity(report.code) > severity(wanted.failure->code)) std::swap(other, *wanted.failure);
     char *detail = wanted.failure->detail;
     const std::size_t length = strlen(detail);
     snprintf(detail + length, sizeof(wanted.failure->detail) - length, "%sAnd %s.",
-             length > 0 ? " " : "", report.message);
+             length > 0 ? " " : "", other.message);
 }
 
 keyring::Lifetime lifetime(const keyring::Operation &operation) {
@@ -307,7 +349,7 @@ bool note_failures(List *wanted, const Failure &failure, const ErrorReport &repo
         ListCell *other;
         foreach (other, one->candidates) {
             const auto *candidate = static_cast<Candidate *>(lfirst(other));
-            if (candidate->place.identity == failure.identity)
+            if (candidate->place->identity == failure.identity)
                 master_key = candidate->row->master_key;
         }
     }
@@ -317,7 +359,7 @@ bool note_failures(List *wanted, const Failure &failure, const ErrorReport &repo
         ListCell *other;
         foreach (other, one->candidates) {
             auto *candidate = static_cast<Candidate *>(lfirst(other));
-            if (candidate->failed || candidate->place.identity != failure.identity) continue;
+            if (candidate->failed || candidate->place->identity != failure.identity) continue;
             const bool concerned =
                 is_away(report.code) || names_key(failure, one->key->key_id) ||
                 (report.code == ErrorCode::misconfigured && master_key != nullptr &&
@@ -330,7 +372,36 @@ bool note_failures(List *wanted, const Failure &failure, const ErrorReport &repo
     return any;
 }
 
-// Opens all of them at the KMSs. False where one is unavailable, and `soft`.
+// Drops what was opened of these at any of their places, where one of them denies: what one denies
+// is not served from another. Of a group key, what it opened, too.
+void drop_denied(List *wanted, const keyring::IdentityId &denied) {
+    Backend &state = backend();
+    ListCell *cell;
+    foreach (cell, wanted) {
+        const auto *one = static_cast<Wanted *>(lfirst(cell));
+        bool concerned = false;
+        ListCell *other;
+        foreach (other, one->candidates)
+            concerned =
+                concerned || static_cast<Candidate *>(lfirst(other))->place->identity == denied;
+        if (!concerned) continue;
+        foreach (other, one->candidates) {
+            const keyring::IdentityId &identity =
+                static_cast<Candidate *>(lfirst(other))->place->identity;
+            ErrorReport report;
+            if (!guarded(report, [&] {
+                    if (one->key->purpose == crypto::Purpose::group)
+                        state.cache.drop_identity(identity);
+                    else
+                        state.cache.drop(keyring::KeyRef{identity, one->key->key_id});
+                }))
+                raise(report);
+        }
+    }
+}
+
+// Opens all of them at the KMSs. False where one is unavailable, and `soft`. Each round opens all
+// that are left, or one of their places fails.
 bool open_at_kms(List *wanted, bool soft) {
     Backend &state = backend();
     const kms::Clock end = now() + kms::Clock(setting_kms_timeout);
@@ -340,17 +411,21 @@ bool open_at_kms(List *wanted, bool soft) {
         ListCell *cell;
         foreach (cell, wanted) {
             auto *one = static_cast<Wanted *>(lfirst(cell));
-            if (find_open_at(*one, one->key->key_id) != nullptr) continue;
-            for (;;) {
+            one->is_opened = one->is_opened || find_open_at(*one, one->key->key_id) != nullptr;
+            one->is_asked = false;
+            while (!one->is_opened && !one->is_asked) {
                 kms::Clock limit{};
-                Candidate *place = next_place(*one, end, limit);
+                Candidate *place = next_place(*one, end, soft, limit);
                 if (place == nullptr) {
-                    const bool all_away = one->failure == nullptr || is_away(one->failure->code);
-                    if (all_away && bridge(*one)) break;
-                    if (soft && is_unavailable(one->failure->code)) return false;
+                    one->is_opened = bridge(*one);
+                    if (one->is_opened) break;
+                    if (soft && (one->failure == nullptr || is_unavailable(one->failure->code)))
+                        return false;
+                    if (one->failure == nullptr) elog(ERROR, "envcrypt: no place to open a key at");
                     raise(*one->failure);
                 }
-                if (add_to_batch(*one->key, *place, limit, report)) break;
+                one->is_asked = add_to_batch(*one->key, *place, limit, report);
+                if (one->is_asked) break;
                 note_failure(*one, *place, report);
                 if (report.code != ErrorCode::misconfigured) {
                     if (soft && is_unavailable(report.code)) return false;
@@ -377,19 +452,15 @@ bool open_at_kms(List *wanted, bool soft) {
                 keep_opened(state, was_denied ? &failure.identity : nullptr);
             }))
             raise(kept);
-        if (ok) continue;
-        if (is_failover(report.code) && note_failures(wanted, failure, report)) continue;
-        foreach (cell, wanted) {
-            // what one place denies is not served from another
-            const auto *one = static_cast<Wanted *>(lfirst(cell));
-            if (!was_denied || !names_key(failure, one->key->key_id)) continue;
-            ListCell *other;
-            foreach (other, one->candidates) {
-                const keyring::KeyRef ref{static_cast<Candidate *>(lfirst(other))->place.identity,
-                                          one->key->key_id};
-                if (!guarded(kept, [&] { state.cache.drop(ref); })) raise(kept);
+        if (ok) {
+            foreach (cell, wanted) {
+                auto *one = static_cast<Wanted *>(lfirst(cell));
+                one->is_opened = one->is_opened || one->is_asked;
             }
+            continue;
         }
+        if (is_failover(report.code) && note_failures(wanted, failure, report)) continue;
+        if (was_denied) drop_denied(wanted, failure.identity);
         begin_batch();
         if (soft && is_unavailable(report.code)) return false;
         raise(report);
@@ -430,6 +501,13 @@ bool open_child(const Child &child, bool soft) {
 
 }  // namespace
 
+void raise_altered() {
+    ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+                    errmsg("servers or user mappings were altered while keys were being opened"),
+                    errhint("Repeat the transaction.")));
+    pg_unreachable();
+}
+
 void check_locked_memory() {
     static bool warned = false;
     if (secret_memory_is_locked() || (warned && !setting_require_mlock)) return;
@@ -445,19 +523,22 @@ bool open_keys(List *keys, bool soft) {
     List *wanted = NIL;
     List *children = NIL;
     List *groups = NIL;
+    List *places = NIL;
     ListCell *cell;
     foreach (cell, keys) {
+        CHECK_FOR_INTERRUPTS();
         const auto *key = static_cast<KeyRow *>(lfirst(cell));
         List *rows = find_wrapped_keys(key->key_id);
         if (rows == NIL) raise_wrapped_nowhere(*key);
         const WrappedKeyRow *in_group = group_wrapping(rows);
         if (in_group == nullptr) {
-            Wanted *one = find_candidates(*key, rows, soft);
+            Wanted *one = find_candidates(*key, rows, places, soft);
             if (one == nullptr) return false;
             if (find_open_at(*one, key->key_id) == nullptr) wanted = lappend(wanted, one);
             continue;
         }
         Wanted *group = nullptr;
+        bool is_new = false;
         ListCell *other;
         foreach (other, groups) {
             auto *known = static_cast<Wanted *>(lfirst(other));
@@ -465,20 +546,28 @@ bool open_keys(List *keys, bool soft) {
         }
         if (group == nullptr) {
             KeyRow *row = find_group(in_group->group_key);
-            group = find_candidates(*row, find_wrapped_keys(row->key_id), soft);
+            group = find_candidates(*row, find_wrapped_keys(row->key_id), places, soft);
             if (group == nullptr) return false;
             groups = lappend(groups, group);
+            is_new = true;
         }
+        if (is_new && find_open_at(*group, group->key->key_id) == nullptr)
+            wanted = lappend(wanted, group);
         if (find_open_at(*group, key->key_id) != nullptr) continue;
         auto *child = static_cast<Child *>(palloc(sizeof(Child)));
         *child = {key, in_group, group};
         children = lappend(children, child);
-        wanted = list_append_unique_ptr(wanted, group);
     }
-    if (wanted == NIL) return true;
+    if (wanted == NIL && children == NIL) return true;
     if (!open_at_kms(wanted, soft)) return false;
-    foreach (cell, children)
-        if (!open_child(*static_cast<Child *>(lfirst(cell)), soft)) return false;
+    // the group stays while its children come
+    Backend &state = backend();
+    const std::size_t in_hand = state.keys_in_hand;
+    state.keys_in_hand = std::max<std::size_t>(in_hand, 2);
+    bool ok = true;
+    foreach (cell, children) ok = ok && open_child(*static_cast<Child *>(lfirst(cell)), soft);
+    state.keys_in_hand = in_hand;
+    if (!ok) return false;
     begin_batch();
     check_locked_memory();
     return true;
@@ -492,7 +581,7 @@ void verify_wrapped_keys(const Place &place, List *keys, List *rows) {
     ListCell *key;
     ListCell *row;
     forboth(key, keys, row, rows) {
-        const Candidate candidate{static_cast<WrappedKeyRow *>(lfirst(row)), place, false};
+        const Candidate candidate{static_cast<WrappedKeyRow *>(lfirst(row)), &place, false, false};
         if (!add_to_batch(*static_cast<KeyRow *>(lfirst(key)), candidate, {}, report))
             raise(report);
     }
@@ -513,17 +602,21 @@ OpenKey *find_open_key(const KeyRow &key) {
         rows = find_wrapped_keys(group->key_id);
     }
     if (rows == NIL) return nullptr;
-    const Wanted *places = find_candidates(key, rows, true);
+    List *known = NIL;
+    const Wanted *places = find_candidates(key, rows, known, true);
     return places == nullptr ? nullptr : find_open_at(*places, key.key_id);
 }
 
 OpenKey *open_key(const KeyRow &key, bool soft) {
+    // a server that is altered meanwhile makes another identity
+    constexpr int attempts = 5;
+    for (int i = 0; i < attempts; ++i) {
+        if (OpenKey *open = find_open_key(key)) return open;
+        List *one = list_make1(const_cast<KeyRow *>(&key));
+        if (!open_keys(one, soft)) return nullptr;
+    }
     if (OpenKey *open = find_open_key(key)) return open;
-    List *one = list_make1(const_cast<KeyRow *>(&key));
-    if (!open_keys(one, soft)) return nullptr;
-    OpenKey *open = find_open_key(key);
-    if (open == nullptr) elog(ERROR, "envcrypt: the key just opened is not there");
-    return open;
+    raise_altered();
 }
 
 }  // namespace envcrypt::pg

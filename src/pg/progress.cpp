@@ -28,10 +28,6 @@ constexpr Table kRun{"run", column::count, nullptr};
 constexpr const char *kIndex = "run_pkey";
 constexpr int kKeys = 4;
 
-// An interrupted run is gone on with as long as it is this young: what it did before may be
-// outdated by then.
-constexpr TimestampTz kLongestPause = INT64CONST(24) * USECS_PER_HOUR;
-
 void find_by(ScanKeyData *keys, const char *act, const char *server, const char *to_server,
              const char *tenant) {
     key_equals(&keys[0], column::act, act);
@@ -58,14 +54,7 @@ Progress::Progress(const char *act, const char *server, const char *to_server, c
     lock_id_ = lock_id;
     const TimestampTz time = GetCurrentTimestamp();
     ScanKeyData keys[kKeys];
-    find_by(keys, act, server, to_server, tenant);
     started_at_ = time;
-    scan(kRun, kIndex, keys, kKeys, [&](HeapTuple, const Datum *values) {
-        if (!DatumGetBool(values[column::is_finished - 1]) &&
-            DatumGetTimestampTz(values[column::updated_at - 1]) > time - kLongestPause)
-            started_at_ = DatumGetTimestampTz(values[column::started_at - 1]);
-        return false;
-    });
     find_by(keys, act, server, to_server, tenant);
     (void)delete_rows(kRun, kIndex, keys, kKeys);
     Datum values[column::count];

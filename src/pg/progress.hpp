@@ -11,11 +11,10 @@ namespace envcrypt::pg {
 // One run. What has the same act, servers and tenant is the same run; the texts must outlive it.
 class Progress {
 public:
-    // Begins it, or goes on with one that was interrupted. Nobody else does it until finish(), an
-    // error or the end of the session; raises where somebody is at it.
+    // Begins it. Nobody else does it until finish(), an error or the end of the session; raises
+    // where somebody is at it.
     Progress(const char *act, const char *server, const char *to_server, const char *tenant,
              std::int64_t total);
-    // When it began, before any interruption.
     TimestampTz started_at() const { return started_at_; }
     std::int64_t done() const { return done_; }
     // In the transaction of what was done: so many more, and so many to go.

@@ -98,10 +98,10 @@ KeyRow newest_key(const char *tenant, crypto::Purpose purpose) {
                 ERROR,
                 (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
                  errmsg("the key of tenant \"%s\" is not committed yet", tenant),
-                 errdetail("It was made in a subtransaction that is still open: what it encrypts "
-                           "could outlive it."),
-                 errhint("Release the savepoint, or leave the block with the exception handler, "
-                         "before encrypting.")));
+                 errdetail("It was made or imported in this transaction, or in a subtransaction "
+                           "that is still open: what it encrypts could outlive it."),
+                 errhint("Commit, or release the savepoint, or leave the block with the exception "
+                         "handler, before encrypting.")));
         ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
                         errmsg("tenant \"%s\" has no active %s", tenant,
                                purpose == crypto::Purpose::search ? "search key" : "key")));
@@ -212,6 +212,15 @@ TenantRow require_tenant(const char *tenant, bool from_setting) {
     }
     require_active_tenant(tenant);
     return row;
+}
+
+void require_search_tenant(const TenantRow &tenant) {
+    const TenantRow searched = require_tenant(tenant.search_tenant, false);
+    if (searched.search_tenant[0] != '\0')
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("tenant \"%s\" has no search key of its own", searched.name),
+                        errhint("Name the tenant whose search key it uses: \"%s\".",
+                                searched.search_tenant)));
 }
 
 OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {

@@ -38,6 +38,8 @@ TenantRow require_tenant(const char *tenant, bool from_setting);
 void require_tenant_name(const char *name);
 // An argument that names a tenant which is to be there.
 char *tenant_argument(FunctionCallInfo fcinfo, int argument);
+// Raises unless the tenant whose search key it is to use is active and has one of its own.
+void require_search_tenant(const TenantRow &tenant);
 // Raises unless it is there and active.
 void require_active_tenant(const char *name);
 }  // namespace envcrypt::pg

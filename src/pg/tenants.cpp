@@ -19,16 +19,6 @@ Datum interval_of(double milliseconds) {
                                Float8GetDatum(milliseconds / 1000));
 }
 
-// The tenant whose search key is to be used has one of its own.
-void require_search_tenant(const TenantRow &tenant) {
-    const TenantRow searched = require_tenant(tenant.search_tenant, false);
-    if (searched.search_tenant[0] != '\0')
-        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                        errmsg("tenant \"%s\" has no search key of its own", searched.name),
-                        errhint("Name the tenant whose search key it uses: \"%s\".",
-                                searched.search_tenant)));
-}
-
 }  // namespace
 
 // create_tenant(name, server, master_key, group_key, search_tenant)
@@ -39,13 +29,7 @@ ENVCRYPT_ACT(envcrypt_create_tenant, "create_tenant") {
         text_argument(fcinfo, 3, "group_key"), text_argument(fcinfo, 4, "search_tenant")};
     require_writable("create_tenant()");
     require_tenant_name(tenant.name);
-    // in one order, so that no two wait for each other
-    const bool searched_first =
-        tenant.search_tenant[0] != '\0' &&
-        tenant_lock_order(tenant.search_tenant) < tenant_lock_order(tenant.name);
-    if (searched_first) lock_tenant(tenant.search_tenant);
-    lock_tenant(tenant.name);
-    if (tenant.search_tenant[0] != '\0') lock_tenant(tenant.search_tenant);
+    lock_tenants({tenant.name, tenant.search_tenant});
     TenantRow present;
     if (find_tenant(tenant.name, present))
         ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),

@@ -72,7 +72,7 @@ bool run_at_kms(const Destination &destination, List *wrappings, Work work, bool
     foreach (cell, wrappings) {
         const auto *wrapping = static_cast<Wrapping *>(lfirst(cell));
         keyring::OpenKey *open = opened ? find_open_key(*wrapping->key) : nullptr;
-        if (opened && open == nullptr) elog(ERROR, "envcrypt: a key just opened is not there");
+        if (opened && open == nullptr) raise_altered();
         keyring::Operation *operation = state.batch.empty() ? nullptr : state.batch.back().get();
         if (operation == nullptr || operation->keys.size() == size)
             operation = prepare_in_batch(destination.place, destination.master_key, report);
@@ -98,15 +98,26 @@ bool run_at_kms(const Destination &destination, List *wrappings, Work work, bool
     return true;
 }
 
+// What was in hand beyond what the cache is to hold.
+void drop_surplus() {
+    Backend &state = backend();
+    state.keys_in_hand = 0;
+    ErrorReport report;
+    if (!guarded(report, [&] { state.cache.shrink(static_cast<std::size_t>(setting_cache_size)); }))
+        raise(report);
+}
+
 // By a group key: no KMS but the group's own takes part.
 void wrap_in_group(const Destination &destination, List *wrappings) {
     ErrorReport report;
     ListCell *cell;
     foreach (cell, wrappings) {
         auto *wrapping = static_cast<Wrapping *>(lfirst(cell));
-        const keyring::OpenKey *group = open_key(*destination.group);
-        const keyring::OpenKey *open = open_key(*wrapping->key);
         Backend &state = backend();
+        // both at once
+        state.keys_in_hand = 4;
+        const keyring::OpenKey *open = open_key(*wrapping->key);
+        const keyring::OpenKey *group = open_key(*destination.group);
         if (!guarded(report, [&] {
                 state.operation = std::make_unique<keyring::Operation>();
                 add_key(*state.operation, *wrapping, open);
@@ -115,6 +126,7 @@ void wrap_in_group(const Destination &destination, List *wrappings) {
             raise(report);
         fill_wrapping(destination, *wrapping, state.operation->keys[0].made);
         if (!guarded(report, [&] { state.operation.reset(); })) raise(report);
+        drop_surplus();
     }
 }
 
@@ -172,10 +184,7 @@ bool wrap_keys(const Destination &destination, List *wrappings, ErrorReport &rep
     state.keys_in_hand = 2 * static_cast<std::size_t>(list_length(wrappings));
     (void)open_keys(keys_of(wrappings));
     const bool ok = run_at_kms(destination, wrappings, keyring::wrap_keys, true, report);
-    state.keys_in_hand = 0;
-    ErrorReport shrunk;
-    if (!guarded(shrunk, [&] { state.cache.shrink(static_cast<std::size_t>(setting_cache_size)); }))
-        raise(shrunk);
+    drop_surplus();
     return ok;
 }
 

@@ -49,10 +49,10 @@ SELECT DISTINCT at FROM wrapped; SELECT state, count(*) FROM envcrypt.progress G
 -- never an unverified one: what the other place holds is unwrapped first
 CALL envcrypt.add_wrapping('kms', 'acme');
 UPDATE envcrypt.wrapped_key SET wrapped = set_byte(wrapped, 70, get_byte(wrapped, 70) # 1) WHERE server = 'kms' AND key_id IN (SELECT key_id FROM envcrypt.data_key WHERE tenant = 'acme' AND version = 2);
-CALL envcrypt.drop_wrapping('second', 'acme');
-SELECT count(*) FROM wrapped WHERE tenant = 'acme' AND at ~ 'second'; SELECT reads();
+SET client_min_messages = error; CALL envcrypt.drop_wrapping('second', 'acme'); RESET client_min_messages; SELECT state, done, left_over FROM envcrypt.progress WHERE act = 'drop_wrapping' AND server = 'second' AND tenant = 'acme';
+SELECT version, at FROM wrapped WHERE tenant = 'acme' AND at ~ 'second'; SELECT reads();
 UPDATE envcrypt.wrapped_key SET wrapped = set_byte(wrapped, 70, get_byte(wrapped, 70) # 1) WHERE server = 'kms' AND key_id IN (SELECT key_id FROM envcrypt.data_key WHERE tenant = 'acme' AND version = 2);
-CALL envcrypt.drop_wrapping('kms', 'acme');
+CALL envcrypt.drop_wrapping('second', 'acme'); SELECT DISTINCT at FROM wrapped WHERE tenant = 'acme'; SELECT reads();
 
 -- moved in one go
 CALL envcrypt.rewrap_keys('second', to_server => 'kms'); SELECT DISTINCT at FROM wrapped; SELECT name, server FROM envcrypt.tenants ORDER BY 1; SELECT reads();
@@ -73,6 +73,11 @@ CALL envcrypt.add_wrapping('kms'); CALL envcrypt.drop_wrapping('second'); SELECT
 SELECT envcrypt.disable_tenant('other'); SELECT error_of('SELECT reads()'); SELECT envcrypt.enable_tenant('other'); SELECT reads();
 SELECT envcrypt.create_group_key('few', 'kms'), envcrypt.move_tenant('third', 'few'), envcrypt.move_tenant('acme', ''), envcrypt.move_tenant('acme', ''); SELECT * FROM wrapped WHERE tenant IN ('acme', 'third') ORDER BY 1, 2, 3; SELECT reads();
 SELECT envcrypt.destroy_tenant('third', 'third')->'keys'->0->'wrapped_by' AS by; SELECT regexp_replace(error_of('SELECT reads()'), 'key [0-9a-f]{16}', 'key ID'); DELETE FROM t WHERE v::text = (SELECT bytes FROM before ORDER BY id DESC LIMIT 1); SELECT reads();
+-- in however little memory
+SET envcrypt.cache_size = 1; SELECT envcrypt.move_tenant('acme', 'few'), envcrypt.move_tenant('acme', 'many'), envcrypt.move_tenant('acme', ''), envcrypt.load_keys('acme', 'other'); SELECT count(*) FROM envcrypt.cache; SELECT reads();
+CALL envcrypt.add_wrapping('second'); CALL envcrypt.drop_wrapping('second'); INSERT INTO t (v) VALUES ('gone'::text); SELECT count(*) FROM t WHERE envcrypt.matches(v, 'gone'); DELETE FROM t WHERE envcrypt.matches(v, 'gone'); RESET envcrypt.cache_size;
+-- a group moves as a tenant does
+CALL envcrypt.add_wrapping('second', 'few'); CALL envcrypt.drop_wrapping('kms', 'few'); SELECT tenant, at FROM wrapped WHERE purpose = 'group' ORDER BY 1; CALL envcrypt.rewrap_keys('second', 'kms');
 -- a tenant of a group's name is another thing
 SELECT envcrypt.create_tenant('many', 'kms'); SELECT envcrypt.destroy_tenant('many', 'many') IS NOT NULL AS destroyed; SELECT reads();
 BEGIN; SELECT envcrypt.move_tenant('other', ''); SELECT reads(); ROLLBACK; SELECT reads(); SELECT * FROM wrapped WHERE tenant = 'other';
@@ -114,14 +119,20 @@ SELECT envcrypt.import_keys(:'export') AS imported; SELECT version, state FROM e
 SELECT envcrypt.export_keys('other') AS grouped \gset
 SELECT jsonb_array_length(:'grouped'::jsonb->'group') AS group, :'grouped'::jsonb->'keys'->0->'wrapped_by'->0->>'group_key' AS in_group;
 CREATE TABLE gone AS SELECT * FROM envcrypt.data_key WHERE tenant IN ('other', 'many') AND state <> 'destroyed'; DELETE FROM envcrypt.wrapped_key WHERE key_id IN (SELECT key_id FROM gone); DELETE FROM envcrypt.data_key WHERE key_id IN (SELECT key_id FROM gone); DELETE FROM envcrypt.tenant WHERE name = 'other';
+SELECT error_of(format('SELECT envcrypt.import_keys(%L)', jsonb_set(:'grouped'::jsonb, path::text[], value))) FROM (VALUES ('{group,0,version}', '2'::jsonb), ('{keys,0,wrapped_by,0,group_key}', '"few"'), ('{group_key}', '"not a name"'), ('{group_key}', '""'), ('{master_key}', '"own"'), ('{search_tenant}', '"third"')) v(path, value);
 SELECT envcrypt.import_keys(:'grouped') AS imported; SELECT reads(); SELECT * FROM wrapped WHERE tenant IN ('other', 'many') ORDER BY 1, 2;
+-- a group of that name which is another
+SELECT regexp_replace(error_of(format('SELECT envcrypt.import_keys(%L)', replace(:'grouped', :'grouped'::jsonb->'group'->0->>'key_id', '0123456789abcdef'))), 'key [0-9a-f]{16}', 'key ID');
+-- taken back, nothing is left of it, and nothing that it encrypts outlives it
+SELECT lose(); BEGIN; SELECT envcrypt.import_keys(:'export') AS imported; SELECT reads(); SELECT error_of('SELECT envcrypt.encrypt(''x''::text, ''acme'')'); ROLLBACK; SELECT count(*) FROM envcrypt.cache WHERE tenant = 'acme'; SELECT envcrypt.import_keys(:'newer') AS imported;
+BEGIN; SELECT lose(); SELECT envcrypt.import_keys(:'export') AS imported; ROLLBACK; SELECT reads();
 -- what is no export, or not what it says, changes nothing
 SELECT lose();
 SELECT regexp_replace(regexp_replace(error_of(format('SELECT envcrypt.import_keys(%L)', e)), 'key [0-9a-f]{16}', 'key ID'), E'\nGive it as .*', '') FROM (VALUES ('1'::jsonb), ('[]'), ('{}'), ('{"act": "export_keys"}'), ('{"act": "export_keys", "envcrypt": 2}'), (:'export'::jsonb - 'tenant'), (:'export'::jsonb || '{"tenant": "not a name"}'), (:'export'::jsonb || '{"state": "destroyed"}'),
     (:'export'::jsonb - 'keys'), (:'export'::jsonb || '{"keys": []}'), (:'export'::jsonb || '{"keys": [1]}'), (:'export'::jsonb - 'group'), (:'export'::jsonb || '{"group": [{}]}'), (:'export'::jsonb || '{"server": 1}'), (:'export'::jsonb || '{"server": "nowhere"}'), (:'export'::jsonb || '{"search_tenant": "nobody"}'),
     (:'export'::jsonb || '{"tenant": "acme2"}')) v(e);
 SELECT regexp_replace(regexp_replace(error_of(format('SELECT envcrypt.import_keys(%L)', jsonb_set(:'export'::jsonb, ('{keys,0,' || path || '}')::text[], value))), 'key [0-9a-f]{16}', 'key ID'), E'\n(Give it as|It was altered|The wrapped key) .*', '') FROM (VALUES ('key_id', '"12"'::jsonb), ('key_id', '"0123456789abcdef"'), ('key_id', '1'), ('commitment', '"00"'), ('commitment', to_jsonb(repeat('00', 32))),
-    ('purpose', '"group"'), ('purpose', '"other"'), ('version', '0'), ('version', '1.5'), ('version', '9999999999'), ('version', '"1"'), ('state', '"pending"'), ('created_at', '"never"'), ('wrapped_by', '[]'), ('wrapped_by', '[1]'), ('wrapped_by,0,wrapped', '"###"'), ('wrapped_by,0,wrapped', '""'), ('wrapped_by,0,wrapped', '"AAAA"'),
+    ('purpose', '"group"'), ('purpose', '"other"'), ('version', '0'), ('version', '1.5'), ('version', '9999999999'), ('version', '"1"'), ('state', '"pending"'), ('created_at', '"never"'), ('created_at', '"infinity"'), ('version', '1000001'), ('wrapped_by', '[]'), ('wrapped_by', '[1]'), ('wrapped_by,0,wrapped', '"###"'), ('wrapped_by,0,wrapped', '""'), ('wrapped_by,0,wrapped', '"AAAA"'),
     ('wrapped_by,0,server', '""'), ('wrapped_by,0,group_key', '"many"'), ('wrapped_by,0,own_master_key', '1'), ('wrapped_by,0,attestation', 'null'), ('wrapped_by,0,master_key', 'null')) v(path, value);
 SELECT count(*) FROM envcrypt.tenant WHERE name = 'acme'; SELECT count(*) FROM envcrypt.data_key WHERE tenant = 'acme';
 SELECT envcrypt.import_keys(:'newer') AS imported; SELECT reads();

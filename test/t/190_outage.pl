@@ -57,6 +57,27 @@ works($dba, "SELECT envcrypt.forget_keys() >= 0; SELECT envcrypt.load_keys(VARIA
 fails_with($dba, "SELECT envcrypt.load_keys('acme', 'alone')", { state => '08006', message => qr/KMS "a"/ }, 'but for one that is nowhere else');
 $dba->value("ALTER SERVER a OPTIONS (SET endpoint '" . $kms->url('good') . "')");
 
+# --- more keys than are kept: each is asked for once
+my $asked_before = $kms->count('decrypt');
+works($dba, "SET envcrypt.cache_size = 2; SELECT envcrypt.forget_keys() >= 0; SELECT envcrypt.load_keys(VARIADIC array_agg('many' || i)) FROM generate_series(1, 40) i; SELECT count(*) FROM envcrypt.cache; RESET envcrypt.cache_size", "t\n80\n2", 'more than are kept');
+cmp_ok($kms->count('decrypt') - $asked_before, '<', 5, 'in a batch');
+
+# --- the worst is told, and what is corrupt is not passed over as not available
+mount('sealed');
+$dba->value("ALTER SERVER b OPTIONS (SET mount 'wrongkey')");
+fails_with($dba, $anew, { state => 'XX001', message => 'KMS "b" did not return the key it was asked for', detail => qr/And .*KMS "a"/ }, 'the one is away, the other corrupt');
+fails_with($dba, 'SELECT envcrypt.try_decrypt(v) FROM t', { state => 'XX001' }, 'try_decrypt: an error');
+# --- a denial of one key takes what was open of all that were asked for with it
+$dba->value("ALTER SERVER b OPTIONS (SET mount 'transit'); ALTER SERVER a OPTIONS (SET mount 'switch/sealed', ADD cache_ttl '1s', ADD outage_grace '1h')");
+works($dba, "SELECT envcrypt.forget_keys() >= 0; SELECT envcrypt.load_keys('many1', 'many2')", "t\n4", 'two are open');
+$kms->switch(1);
+$dba->value("ALTER SERVER b OPTIONS (SET mount 'status/403')");
+wait_until('both have expired', sub { $dba->value("SELECT max(expires_in) = '0' FROM envcrypt.cache") eq 't' });
+fails_with($dba, "SELECT envcrypt.load_keys('many1', 'many2')", { state => '42501' }, 'the one is away, the other denies');
+works($dba, 'SELECT count(*) FROM envcrypt.cache', '0', 'nothing is kept of either');
+$kms->switch(0);
+$dba->value("ALTER SERVER b OPTIONS (SET mount 'transit'); ALTER SERVER a OPTIONS (DROP cache_ttl, DROP outage_grace, SET mount 'transit')");
+
 # --- slow the first time, fast then, and back by itself
 $dba->value("SET envcrypt.kms_timeout = '4s'");
 mount('switch/stall');
