@@ -472,10 +472,10 @@ bool open_child(const Child &child, bool soft) {
     Backend &state = backend();
     OpenKey *group = find_open_at(*child.group, child.group->key->key_id);
     if (group == nullptr) {
-        // many children may have pushed it out of the cache
+        child.group->is_opened = false;
         if (!open_at_kms(list_make1(child.group), soft)) return false;
         group = find_open_at(*child.group, child.group->key->key_id);
-        if (group == nullptr) elog(ERROR, "envcrypt: the group key just opened is not there");
+        if (group == nullptr) raise_altered();
     }
     ErrorReport report;
     const KeyRow &key = *child.key;
