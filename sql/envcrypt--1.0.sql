@@ -496,7 +496,7 @@ CREATE VIEW envcrypt.progress AS
         r.total, r.done, r.left_over, r.started_at, r.updated_at
     FROM envcrypt.run r;
 COMMENT ON VIEW envcrypt.progress IS
-    'How far the last run of each rewrap_keys(), add_wrapping() and drop_wrapping() is or came: finished, running or interrupted (then another CALL goes on); keys it looks at, keys done, keys left: to be looked at while it runs, not done once it is finished.';
+    'How far the last run of each rewrap_keys(), add_wrapping() and drop_wrapping() is or came: finished, running or interrupted (then another CALL goes on); total: the keys that it looks at, those that need nothing included; done: those that it changed; left_over: still to be looked at while it runs, those that need something still once it is finished.';
 REVOKE ALL ON envcrypt.tenants, envcrypt.keys, envcrypt.wrappings, envcrypt.progress FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.current_tenant() RETURNS text

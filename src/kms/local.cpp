@@ -112,7 +112,8 @@ private:
             return Error{ErrorCode::misconfigured,
                          "could not read the key file of KMS \"" + server.name + "\"",
                          "Every line must be a master key of 64 hexadecimal digits.",
-                         "A new one can be made by: openssl rand -hex 32"};
+                         "A new line is made by: openssl rand -hex 32. Keep the old ones: keys are "
+                         "wrapped by them."};
         return masters;
     }
 };

@@ -87,7 +87,7 @@ char *destroy(const TenantRow &tenant, List *keys, const char *act) {
                         errdetail("Tenant \"%s\" is one of them: nothing that it wrote would be "
                                   "found any more.",
                                   user),
-                        errhint("Destroy them before.")));
+                        errhint("Destroy those tenants first.")));
     char *receipt = make_receipt(tenant, keys);
     Backend &state = backend();
     ListCell *cell;

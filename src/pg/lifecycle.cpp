@@ -112,6 +112,7 @@ ENVCRYPT_ACT(envcrypt_rotate_keys, "rotate_keys") {
     const MemoryContext one =
         AllocSetContextCreate(all, "envcrypt rotation", ALLOCSET_DEFAULT_SIZES);
     int failed = 0;
+    int rotated = 0;
     ListCell *cell;
     foreach (cell, names) {
         Overdue overdue{static_cast<char *>(lfirst(cell)), made_before, false};
@@ -122,11 +123,13 @@ ENVCRYPT_ACT(envcrypt_rotate_keys, "rotate_keys") {
             warn_failure("rotate_key", overdue.name,
                          psprintf("tenant \"%s\" was not rotated", overdue.name), error);
         }
+        if (overdue.rotated) ++rotated;
         MemoryContextSwitchTo(all);
         MemoryContextReset(one);
         PopActiveSnapshot();
         SPI_commit();
     }
+    ereport(NOTICE, (errmsg("rotate_keys: %d tenants rotated, %d left", rotated, failed)));
     if (failed > 0)
         ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
                         errmsg("%d of %d tenants were not rotated", failed, list_length(names)),

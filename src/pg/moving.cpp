@@ -569,11 +569,10 @@ WrappedKeyRow *other_place(const Move &move, std::uint64_t key_id, Place &place)
 
 [[noreturn]] void raise_last_wrapping(const Move &move, const KeyRow &key) {
     ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                    errmsg("key %016llx of tenant \"%s\" is wrapped nowhere else",
-                           static_cast<unsigned long long>(key.key_id), key.tenant),
-                    errdetail("Nor would it be anywhere that this role can verify, were it dropped "
-                              "from server \"%s\".",
-                              move.server),
+                    errmsg("key %016llx of %s \"%s\" is wrapped nowhere else",
+                           static_cast<unsigned long long>(key.key_id),
+                           key.purpose == crypto::Purpose::group ? "group" : "tenant", key.tenant),
+                    errdetail("No other wrapping of it could be verified by this role."),
                     errhint("CALL envcrypt.add_wrapping('OTHER SERVER'); or "
                             "envcrypt.rewrap_keys('%s', 'OTHER SERVER').",
                             move.server)));
@@ -673,8 +672,7 @@ ENVCRYPT_ACT(envcrypt_add_wrapping, "add_wrapping") {
     move.master_key = text_argument(fcinfo, 2, "master_key");
     if (move.master_key[0] != '\0' && move.tenant[0] == '\0')
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                        errmsg("a master key of whose own is not said"),
-                        errhint("Name the tenant, too.")));
+                        errmsg("master_key needs a tenant"), errhint("Name the tenant, too.")));
     name_tenant(move);
     if (move.tenant[0] != '\0' && !move.is_group) {
         const TenantRow tenant = require_tenant(move.tenant, false);

@@ -146,10 +146,14 @@ OpenKey *resolve_for_opening(std::uint64_t key_id, bool soft) {
     if (soft && (!is_live(key) || state_of_tenant(key.tenant) != TenantState::active))
         return nullptr;
     if (!is_live(key))
-        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                        errmsg("key %016llx of tenant \"%s\" is %s",
-                               static_cast<unsigned long long>(key_id), key.tenant,
-                               key.state == KeyState::pending ? "not active yet" : "destroyed")));
+        ereport(
+            ERROR,
+            (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+             errmsg("key %016llx of tenant \"%s\" is %s", static_cast<unsigned long long>(key_id),
+                    key.tenant, key.state == KeyState::pending ? "not active yet" : "destroyed"),
+             key.state == KeyState::pending
+                 ? 0
+                 : errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
     require_active_tenant(key.tenant);
     open = open_key(key, soft);
     if (open == nullptr) {

@@ -140,7 +140,7 @@ Destination *at_server(const char *server, const char *master_key, bool own_mast
     destination->own_master_key = own_master_key;
     if (own_master_key && destination->place.dialect == &kms::local_dialect())
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-                        errmsg("a local KMS has no master key of a tenant's own")));
+                        errmsg("a local KMS has only the master keys of its file")));
     return destination;
 }
 
