@@ -347,7 +347,7 @@ CREATE FUNCTION envcrypt.decrypt(value envcrypt.encrypted, associated_data text 
 COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text, text) IS
     'The plaintext in its type''s text form. associated_data must be what the value was encrypted with, and be left out where it was not. A labelled value decrypts out of a column that declares the label, or where label says it. Where tenant is given the value must be of that tenant. NULL gives NULL. Needs the right decrypt, USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 22000 altered, of another label or tenant, or bound to something else, 42704 no such key, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, 08P01 and HV000 the KMS, XX001 corrupt key.';
 CREATE FUNCTION envcrypt.try_decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS text
-    AS 'MODULE_PATHNAME', 'envcrypt_try_decrypt' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
+    AS 'MODULE_PATHNAME', 'envcrypt_try_decrypt' LANGUAGE C STABLE COST 30 PARALLEL RESTRICTED;
 COMMENT ON FUNCTION envcrypt.try_decrypt(envcrypt.encrypted, text, text, text) IS
     'As decrypt(), but NULL where the key is not available: denied, its KMS unreachable, throttled or misconfigured, its tenant disabled or destroyed. For reports across tenants. An error for everything else.';
 CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS anyelement

@@ -145,6 +145,10 @@ ImportedKey *read_key(JsonbContainer *object, char *tenant, const char *group) {
             found = true;
         }
     if (!found) raise_no_export("purpose");
+    // what a token has room for
+    constexpr int most_search_versions = 63;
+    if (key.purpose == crypto::Purpose::search && key.version > most_search_versions)
+        raise_no_export("version");
     if (strcmp(state, "active") == 0)
         key.state = KeyState::active;
     else if (strcmp(state, "decrypt_only") == 0)
@@ -187,6 +191,17 @@ bool write_key(ImportedKey *imported) {
                                    static_cast<unsigned long long>(key.key_id), key.tenant),
                             errhint("What is destroyed never comes back.")));
     } else {
+        ListCell *other;
+        foreach (other, find_all_keys(key.tenant)) {
+            const auto *known = static_cast<KeyRow *>(lfirst(other));
+            if (known->purpose == key.purpose && known->version == key.version)
+                ereport(ERROR,
+                        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                         errmsg("tenant \"%s\" has another %s key of version %d here", key.tenant,
+                                crypto::purpose_name(key.purpose), key.version),
+                         errdetail("It was rotated in both databases since they parted."),
+                         errhint("Decrypt its values where they are, and encrypt them here.")));
+        }
         const KeyState state = key.state;
         key.state = KeyState::pending;
         insert_key(key);
@@ -194,22 +209,13 @@ bool write_key(ImportedKey *imported) {
         note_uncommitted(key, false);
         changed = true;
     }
+    // where it opens already, that is how it is to be: a place may have been dropped on purpose
     List *there = find_wrapped_keys(key.key_id);
+    if (there != NIL) return changed;
     ListCell *cell;
-    foreach (cell, imported->wrapped) {
-        const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
-        bool found = false;
-        ListCell *other;
-        foreach (other, there) {
-            const auto *known = static_cast<WrappedKeyRow *>(lfirst(other));
-            found = found || (strcmp(known->server, row->server) == 0 &&
-                              strcmp(known->group_key, row->group_key) == 0);
-        }
-        if (found) continue;
-        insert_wrapped_key(*row);
-        changed = true;
-    }
-    return changed;
+    foreach (cell, imported->wrapped)
+        insert_wrapped_key(*static_cast<WrappedKeyRow *>(lfirst(cell)));
+    return true;
 }
 
 // Unwraps every wrapping of the key as it was written, and proves of each master key once that it

@@ -194,6 +194,16 @@ void run_batches(Move &move, const KeyIds &ids, Step step) {
     }
 }
 
+// Waits for whoever is about to wrap a key at the server: what they make is seen from then on.
+void wait_for_others(const Move &move) {
+    PushActiveSnapshot(GetTransactionSnapshot());
+    const Oid server = get_foreign_server_oid(move.server, true);
+    if (OidIsValid(server))
+        LockDatabaseObject(ForeignServerRelationId, server, 0, AccessExclusiveLock);
+    PopActiveSnapshot();
+    SPI_commit();
+}
+
 // Does all that list() finds, and again what was made meanwhile, as long as something was.
 template <class List_, class Step>
 void run_all(Move &move, const KeyIds &ids, List_ list, Step step) {
@@ -202,6 +212,7 @@ void run_all(Move &move, const KeyIds &ids, List_ list, Step step) {
     move.passes_refused = true;
     for (int pass = 1; pass < passes; ++pass) {
         const std::int64_t done = move.progress->done();
+        wait_for_others(move);
         run_batches(move, list(), step);
         if (move.progress->done() == done) return;
     }

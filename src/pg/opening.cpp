@@ -66,7 +66,15 @@ constexpr kms::Clock kLongestPause{60000};
 constexpr kms::Clock kProbePatience{2000};
 constexpr kms::Clock kLeastPatience{100};
 
+// Of a key that was destroyed since it was looked up, that.
 [[noreturn]] void raise_wrapped_nowhere(const KeyRow &key) {
+    KeyRow now_there;
+    if (find_key(key.key_id, now_there) && now_there.state == KeyState::destroyed)
+        ereport(ERROR,
+                (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                 errmsg("key %016llx of tenant \"%s\" is destroyed",
+                        static_cast<unsigned long long>(key.key_id), key.tenant),
+                 errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
     ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
                     errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
                            static_cast<unsigned long long>(key.key_id), key.tenant),

@@ -89,6 +89,42 @@ bool is_uncommitted(const char *tenant, crypto::Purpose purpose) {
            !may_seal_with(row);
 }
 
+// The key of that id, where it and its tenant may be used; without a tenant where they may not, and
+// `soft`.
+KeyRow usable_key(std::uint64_t key_id, bool soft) {
+    KeyRow key;
+    if (!find_key(key_id, key))
+        ereport(ERROR,
+                (errcode(ERRCODE_UNDEFINED_OBJECT),
+                 errmsg("key %016llx does not exist", static_cast<unsigned long long>(key_id)),
+                 errdetail("No row of envcrypt.data_key has the key id that the value names."),
+                 errhint("The value comes from another database, or the key tables were not "
+                         "restored with it.")));
+    if (key.purpose != crypto::Purpose::data)
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_EXCEPTION),
+                 errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
+    if (soft && (!is_live(key) || state_of_tenant(key.tenant) != TenantState::active)) return {};
+    if (!is_live(key))
+        ereport(
+            ERROR,
+            (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+             errmsg("key %016llx of tenant \"%s\" is %s", static_cast<unsigned long long>(key_id),
+                    key.tenant, key.state == KeyState::pending ? "not active yet" : "destroyed"),
+             key.state == KeyState::pending
+                 ? 0
+                 : errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
+    require_active_tenant(key.tenant);
+    return key;
+}
+
+// Whether nothing has changed since. What changes again and again has been looked at often enough.
+bool is_settled(std::uint64_t seen, int attempt) {
+    constexpr int attempts = 5;
+    AcceptInvalidationMessages();
+    return epoch == seen || attempt == attempts;
+}
+
 // The newest key that may seal what outlives this transaction.
 KeyRow newest_key(const char *tenant, crypto::Purpose purpose) {
     KeyRow key;
@@ -130,39 +166,20 @@ OpenKey *resolve_for_opening(std::uint64_t key_id, bool soft) {
         if (refused != state.unavailable.end() && now() < refused->second) return nullptr;
     }
 
-    const std::uint64_t seen = epoch;
-    KeyRow key;
-    if (!find_key(key_id, key))
-        ereport(ERROR,
-                (errcode(ERRCODE_UNDEFINED_OBJECT),
-                 errmsg("key %016llx does not exist", static_cast<unsigned long long>(key_id)),
-                 errdetail("No row of envcrypt.data_key has the key id that the value names."),
-                 errhint("The value comes from another database, or the key tables were not "
-                         "restored with it.")));
-    if (key.purpose != crypto::Purpose::data)
-        ereport(ERROR,
-                (errcode(ERRCODE_DATA_EXCEPTION),
-                 errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
-    if (soft && (!is_live(key) || state_of_tenant(key.tenant) != TenantState::active))
-        return nullptr;
-    if (!is_live(key))
-        ereport(
-            ERROR,
-            (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-             errmsg("key %016llx of tenant \"%s\" is %s", static_cast<unsigned long long>(key_id),
-                    key.tenant, key.state == KeyState::pending ? "not active yet" : "destroyed"),
-             key.state == KeyState::pending
-                 ? 0
-                 : errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
-    require_active_tenant(key.tenant);
-    open = open_key(key, soft);
-    if (open == nullptr) {
-        if (!guarded(report, [&] { state.unavailable.insert_or_assign(ref, now() + pause); }))
-            raise(report);
-        return nullptr;
+    for (int attempt = 1;; ++attempt) {
+        const std::uint64_t seen = epoch;
+        const KeyRow key = usable_key(key_id, soft);
+        open = key.tenant == nullptr ? nullptr : open_key(key, soft);
+        if (open == nullptr) {
+            if (!guarded(report, [&] { state.unavailable.insert_or_assign(ref, now() + pause); }))
+                raise(report);
+            return nullptr;
+        }
+        // what was changed while the KMS was waited for counts
+        if (is_settled(seen, attempt)) break;
     }
     if (!guarded(report, [&] {
-            if (state.resolved_epoch == seen && epoch == seen)
+            if (state.resolved_epoch == epoch)
                 state.for_opening.insert_or_assign(ref, Backend::Resolved{open, open->serial});
         }))
         raise(report);
@@ -239,12 +256,14 @@ OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
         raise(report);
     if (open != nullptr) return *open;
 
-    const std::uint64_t seen = epoch;
-    require_tenant(tenant, tenant_from_setting);
-    const KeyRow key = newest_key(tenant, crypto::Purpose::data);
-    open = open_key(key);
+    for (int attempt = 1;; ++attempt) {
+        const std::uint64_t seen = epoch;
+        require_tenant(tenant, tenant_from_setting);
+        open = open_key(newest_key(tenant, crypto::Purpose::data));
+        if (is_settled(seen, attempt)) break;
+    }
     if (!guarded(report, [&] {
-            if (state.resolved_epoch == seen && epoch == seen)
+            if (state.resolved_epoch == epoch)
                 state.for_sealing.insert_or_assign(std::pair<Oid, std::string>{role, tenant},
                                                    Backend::Resolved{open, open->serial});
         }))
@@ -253,16 +272,19 @@ OpenKey &resolve_for_sealing(const char *tenant, bool tenant_from_setting) {
 }
 
 OpenKey &resolve_search_key(const char *tenant, bool tenant_from_setting, int *version) {
-    const TenantRow row = require_tenant(tenant, tenant_from_setting);
-    const char *searched = row.search_tenant[0] == '\0' ? tenant : row.search_tenant;
-    if (row.search_tenant[0] != '\0') require_active_tenant(searched);
-    const KeyRow key = newest_key(searched, crypto::Purpose::search);
-    // one round trip for what is going to be needed next
-    KeyRow data = newest_key(tenant, crypto::Purpose::data);
-    KeyRow searching = key;
-    (void)open_keys(list_make2(&searching, &data));
-    *version = key.version;
-    return *open_key(key);
+    for (int attempt = 1;; ++attempt) {
+        const std::uint64_t seen = epoch;
+        const TenantRow row = require_tenant(tenant, tenant_from_setting);
+        const char *searched = row.search_tenant[0] == '\0' ? tenant : row.search_tenant;
+        if (row.search_tenant[0] != '\0') require_active_tenant(searched);
+        KeyRow key = newest_key(searched, crypto::Purpose::search);
+        // one round trip for what is going to be needed next
+        KeyRow data = newest_key(tenant, crypto::Purpose::data);
+        (void)open_keys(list_make2(&key, &data));
+        OpenKey *open = open_key(key);
+        *version = key.version;
+        if (is_settled(seen, attempt)) return *open;
+    }
 }
 
 ResolvedSearch find_open_search_keys(const char *tenant) {

@@ -104,6 +104,9 @@ void add_probes(Probes &probes, SearchSite &site, Oid right, ByteView tenant,
     }
     List *rows = find_search_keys(site.tenant.name, !site.tenant.given);
     (void)open_keys(rows);
+    // what was changed while the KMS was waited for counts
+    AcceptInvalidationMessages();
+    if (epoch != seen) rows = find_search_keys(site.tenant.name, !site.tenant.given);
     ResolvedSearch keys;
     int count = 0;
     ListCell *cell;

@@ -114,6 +114,44 @@ $dba->value("DELETE FROM t WHERE tenant = 't99'");
 $well = "t\n$keys\n$tenants";
 works($dba, $all, $well, 'every value decrypts');
 
+# --- what is under way when a move begins is not left behind: a rotation, a new tenant, a tenant that leaves its group
+$dba->value("SELECT envcrypt.create_group_key('group', 'b'), envcrypt.move_tenant('t2', 'group')");
+my @under_way = map { Envcrypt::Session->new($node) } 1 .. 3;
+$dba->value("SELECT envcrypt.load_keys('t1', 't2')");
+$_->value("SELECT envcrypt.load_keys('t1', 't2')") for @under_way;
+mount('a', 'slow/0.5');
+$under_way[0]->begin("SELECT envcrypt.rotate_key('t1')");
+$under_way[1]->begin("SELECT envcrypt.create_tenant('late', 'a')");
+$under_way[2]->begin("SELECT envcrypt.move_tenant('t2', '')");
+wait_for_kms($dba, $_) for @under_way;
+mount('a', 'transit');
+works($dba, "CALL envcrypt.rewrap_keys('a', to_server => 'b'); SELECT left_over FROM envcrypt.progress WHERE to_server = 'b'", '0', 'a move waits for them');
+is($_->result->{state}, '00000', 'which are done') for @under_way;
+works($dba, "SELECT count(*) FROM envcrypt.wrappings WHERE server = 'a'", '0', 'and nothing is left behind');
+$dba->value("CALL envcrypt.rewrap_keys('b', to_server => 'a')");
+$_->close for @under_way;
+++$keys;
+
+# --- what changes while a reader waits for the KMS counts: a disable, a destruction, a move
+my $reader = Envcrypt::Session->new($node);
+my $slow = 0;
+for my $case ([ "SELECT envcrypt.disable_tenant('t50')", '55000' ], [ "SELECT envcrypt.enable_tenant('t50')", '00000' ], [ "CALL envcrypt.rewrap_keys('a', to_server => 'b')", '00000' ],
+	[ "SELECT envcrypt.destroy_tenant('t50', 't50')", '55000' ])
+{
+	my ($act, $state) = @$case;
+	my $server = $dba->value("SELECT server FROM envcrypt.tenants WHERE name = 't50'");
+	mount($server, 'slow/1.' . ++$slow);
+	$reader->value('SELECT envcrypt.forget_keys()');
+	$reader->begin("SELECT envcrypt.decrypt(v) FROM t WHERE tenant = 't50'");
+	if ($act =~ /enable_/) { $reader->result; $reader->begin("SELECT 1"); }
+	else { wait_for_kms($dba, $reader); }
+	mount($server, 'transit');
+	$dba->value($act);
+	is($reader->result->{state}, $state, "while a reader waits: $act");
+}
+$dba->value("DELETE FROM t WHERE tenant = 't50'; CALL envcrypt.rewrap_keys('b', to_server => 'a')");
+$reader->close;
+
 # --- rotations, rewraps and moves beside writers
 my $dir = PostgreSQL::Test::Utils::tempdir();
 $dba->value('CREATE TABLE written (tenant text, v envcrypt.encrypted(text))');
