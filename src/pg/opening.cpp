@@ -70,11 +70,7 @@ constexpr kms::Clock kLeastPatience{100};
 [[noreturn]] void raise_wrapped_nowhere(const KeyRow &key) {
     KeyRow now_there;
     if (find_key(key.key_id, now_there) && now_there.state == KeyState::destroyed)
-        ereport(ERROR,
-                (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                 errmsg("key %016llx of tenant \"%s\" is destroyed",
-                        static_cast<unsigned long long>(key.key_id), key.tenant),
-                 errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
+        raise_destroyed(key);
     ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
                     errmsg("key %016llx of tenant \"%s\" is wrapped nowhere",
                            static_cast<unsigned long long>(key.key_id), key.tenant),
@@ -508,6 +504,14 @@ bool open_child(const Child &child, bool soft) {
 }
 
 }  // namespace
+
+void raise_destroyed(const KeyRow &key) {
+    ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                    errmsg("key %016llx of tenant \"%s\" is destroyed",
+                           static_cast<unsigned long long>(key.key_id), key.tenant),
+                    errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
+    pg_unreachable();
+}
 
 void raise_altered() {
     ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

@@ -23,6 +23,7 @@ keyring::OpenKey *find_open_key(const KeyRow &key);
 // where one fails.
 void verify_wrapped_keys(const Place &place, List *keys, List *rows);
 
+[[noreturn]] void raise_destroyed(const KeyRow &key);
 // Servers or mappings were altered again and again while keys were being opened.
 [[noreturn]] void raise_altered();
 

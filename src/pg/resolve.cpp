@@ -105,15 +105,11 @@ KeyRow usable_key(std::uint64_t key_id, bool soft) {
                 (errcode(ERRCODE_DATA_EXCEPTION),
                  errmsg("key %016llx is not a data key", static_cast<unsigned long long>(key_id))));
     if (soft && (!is_live(key) || state_of_tenant(key.tenant) != TenantState::active)) return {};
+    if (key.state == KeyState::destroyed) raise_destroyed(key);
     if (!is_live(key))
-        ereport(
-            ERROR,
-            (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-             errmsg("key %016llx of tenant \"%s\" is %s", static_cast<unsigned long long>(key_id),
-                    key.tenant, key.state == KeyState::pending ? "not active yet" : "destroyed"),
-             key.state == KeyState::pending
-                 ? 0
-                 : errhint("Its keys are gone for good; the receipt is in envcrypt.journal.")));
+        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+                        errmsg("key %016llx of tenant \"%s\" is not active yet",
+                               static_cast<unsigned long long>(key_id), key.tenant)));
     require_active_tenant(key.tenant);
     return key;
 }
