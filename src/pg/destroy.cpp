@@ -50,10 +50,10 @@ char *make_receipt(const TenantRow &tenant, List *keys) {
     add_text(&receipt, "role", GetUserNameFromId(GetUserId(), false));
     appendStringInfoString(&receipt, ", ");
     add_text(&receipt, "session_role", GetUserNameFromId(GetAuthenticatedUserId(), false));
-    char at[MAXDATELEN + 1];
-    JsonEncodeDateTime(at, TimestampTzGetDatum(GetCurrentTimestamp()), TIMESTAMPTZOID, nullptr);
+    appendStringInfoString(&receipt, ", ");
+    add_time(&receipt, "at", GetCurrentTimestamp());
     const XLogRecPtr wal = GetXLogInsertRecPtr();
-    appendStringInfo(&receipt, ", \"at\": \"%s\", \"wal\": \"%X/%X\", \"keys\": [", at,
+    appendStringInfo(&receipt, ", \"wal\": \"%X/%X\", \"keys\": [",
                      static_cast<unsigned>(wal >> 32), static_cast<unsigned>(wal));
     const char *separator = "";
     ListCell *cell;

@@ -32,12 +32,6 @@ void add_base64(StringInfo json, const char *name, ByteView bytes) {
     add_text(json, name, text);
 }
 
-void add_time(StringInfo json, const char *name, TimestampTz time) {
-    char text[MAXDATELEN + 1];
-    JsonEncodeDateTime(text, TimestampTzGetDatum(time), TIMESTAMPTZOID, nullptr);
-    add_text(json, name, text);
-}
-
 void add_exported_key(StringInfo json, const KeyRow &key) {
     add_key_members(json, key);
     add_text(json, "state", key.state == KeyState::active ? "active" : "decrypt_only");

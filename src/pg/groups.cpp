@@ -59,9 +59,7 @@ ENVCRYPT_ACT(envcrypt_move_tenant, "move_tenant") {
     foreach (cell, find_all_keys(name)) {
         const auto *key = static_cast<KeyRow *>(lfirst(cell));
         if (!is_live(*key)) continue;
-        auto *wrapping = static_cast<Wrapping *>(palloc0(sizeof(Wrapping)));
-        wrapping->key = key;
-        wrappings = lappend(wrappings, wrapping);
+        wrappings = lappend(wrappings, new_wrapping(key, nullptr));
         note_key(key->key_id);
     }
     ErrorReport report;

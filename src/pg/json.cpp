@@ -108,4 +108,10 @@ void add_text(StringInfo json, const char *name, const char *text) {
     escape_json(json, text);
 }
 
+void add_time(StringInfo json, const char *name, TimestampTz time) {
+    char text[MAXDATELEN + 1];
+    JsonEncodeDateTime(text, TimestampTzGetDatum(time), TIMESTAMPTZOID, nullptr);
+    add_text(json, name, text);
+}
+
 }  // namespace envcrypt::pg

@@ -29,5 +29,6 @@ bool read_commitment(const char *text, crypto::Digest &commitment);
 void add_key_members(StringInfo json, const KeyRow &key);
 // "name": "text"
 void add_text(StringInfo json, const char *name, const char *text);
+void add_time(StringInfo json, const char *name, TimestampTz time);
 
 }  // namespace envcrypt::pg

@@ -463,10 +463,14 @@ namespace {
 // Few enough for the lock table, however many tenants one transaction changes.
 constexpr std::uint32_t kTenantLocks = 1024;
 
+std::uint32_t lock_of(const char *name) {
+    return hash_bytes(reinterpret_cast<const unsigned char *>(name),
+                      static_cast<int>(strlen(name))) %
+           kTenantLocks;
+}
+
 void lock_for(const char *name, uint16 what) {
-    const std::uint32_t hash =
-        hash_bytes(reinterpret_cast<const unsigned char *>(name), static_cast<int>(strlen(name)));
-    LockDatabaseObject(own_relation(kTenant.name), hash % kTenantLocks, what, ExclusiveLock);
+    LockDatabaseObject(own_relation(kTenant.name), lock_of(name), what, ExclusiveLock);
 }
 
 }  // namespace
@@ -480,9 +484,7 @@ void lock_tenants(std::initializer_list<const char *> names) {
     for (const char *name : names)
         if (name[0] != '\0') sorted = lappend(sorted, const_cast<char *>(name));
     list_sort(sorted, [](const ListCell *a, const ListCell *b) {
-        const std::uint32_t order = tenant_lock_order(static_cast<char *>(lfirst(a)));
-        const std::uint32_t other = tenant_lock_order(static_cast<char *>(lfirst(b)));
-        return order < other ? -1 : order > other ? 1 : 0;
+        return compare_tenant_locks(static_cast<char *>(lfirst(a)), static_cast<char *>(lfirst(b)));
     });
     ListCell *cell;
     foreach (cell, sorted) lock_tenant(static_cast<char *>(lfirst(cell)));
@@ -492,10 +494,11 @@ void lock_tenant_row(const char *name) {
     lock_for(name, 1);
 }
 
-std::uint32_t tenant_lock_order(const char *name) {
-    return hash_bytes(reinterpret_cast<const unsigned char *>(name),
-                      static_cast<int>(strlen(name))) %
-           kTenantLocks;
+int compare_tenant_locks(const char *a, const char *b) {
+    const std::uint32_t first = lock_of(a);
+    const std::uint32_t second = lock_of(b);
+    if (first != second) return first < second ? -1 : 1;
+    return strcmp(a, b);
 }
 
 List *find_tenants_older_than(TimestampTz made_before) {

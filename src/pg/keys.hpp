@@ -109,7 +109,7 @@ void lock_tenant(const char *name);
 void lock_tenants(std::initializer_list<const char *> names);
 // The same of the tenant's row alone: what disables a tenant waits for no KMS.
 void lock_tenant_row(const char *name);
-std::uint32_t tenant_lock_order(const char *name);
+int compare_tenant_locks(const char *a, const char *b);
 // Whose newest data key was made before then; of char *.
 List *find_tenants_older_than(TimestampTz made_before);
 

@@ -69,10 +69,7 @@ Datum change_state(FunctionCallInfo fcinfo, const char *act, TenantState from, T
     TenantRow tenant;
     if (!find_tenant(name, tenant)) raise_unknown_tenant(name);
     if (tenant.state == to) PG_RETURN_VOID();
-    if (tenant.state != from)
-        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-                        errmsg("tenant \"%s\" is destroyed", name),
-                        errhint("Its keys are gone; a destroyed tenant never comes back.")));
+    if (tenant.state != from) require_active_tenant(name);
     set_tenant_state(name, to);
     Journal(act, name).write();
     PG_RETURN_VOID();

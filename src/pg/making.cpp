@@ -158,9 +158,7 @@ void make_keys(List *places, KeyRow *keys, int count, bool first_of_tenant, Jour
     for_each_from(cell, places, 1) {
         List *wrappings = NIL;
         for (int i = 0; i < count; ++i) {
-            auto *wrapping = static_cast<Wrapping *>(palloc0(sizeof(Wrapping)));
-            wrapping->key = &keys[i];
-            wrappings = lappend(wrappings, wrapping);
+            wrappings = lappend(wrappings, new_wrapping(&keys[i], nullptr));
         }
         ErrorReport report;
         if (!wrap_keys(*static_cast<Destination *>(lfirst(cell)), wrappings, report)) raise(report);

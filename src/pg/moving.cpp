@@ -47,18 +47,13 @@ int batch_size() {
 }
 
 int by_lock(const ListCell *a, const ListCell *b) {
-    const auto *first = static_cast<Wrapping *>(lfirst(a));
-    const auto *second = static_cast<Wrapping *>(lfirst(b));
-    const std::uint32_t order = tenant_lock_order(first->key->tenant);
-    const std::uint32_t other = tenant_lock_order(second->key->tenant);
-    if (order != other) return order < other ? -1 : 1;
-    return strcmp(first->key->tenant, second->key->tenant);
+    return compare_tenant_locks(static_cast<Wrapping *>(lfirst(a))->key->tenant,
+                                static_cast<Wrapping *>(lfirst(b))->key->tenant);
 }
 
 int by_tenant_lock(const ListCell *a, const ListCell *b) {
-    const std::uint32_t order = tenant_lock_order(static_cast<TenantRow *>(lfirst(a))->name);
-    const std::uint32_t other = tenant_lock_order(static_cast<TenantRow *>(lfirst(b))->name);
-    return order < other ? -1 : order > other ? 1 : 0;
+    return compare_tenant_locks(static_cast<TenantRow *>(lfirst(a))->name,
+                                static_cast<TenantRow *>(lfirst(b))->name);
 }
 
 // Raises where the server is gone, or goes by another name; until this transaction ends it stays.
@@ -98,13 +93,6 @@ int write_all(const Move &move, List *wrappings, Write write) {
 }
 static_assert(std::is_trivially_destructible_v<Journal>);
 
-Wrapping *new_wrapping(const KeyRow *key, const WrappedKeyRow *before) {
-    auto *wrapping = static_cast<Wrapping *>(palloc0(sizeof(Wrapping)));
-    wrapping->key = key;
-    wrapping->before = before;
-    return wrapping;
-}
-
 bool is_same(const WrappedKeyRow *a, const WrappedKeyRow &b) {
     return a != nullptr && equal_bytes(a->wrapped, b.wrapped) &&
            equal_bytes(a->attestation, b.attestation);
@@ -133,6 +121,11 @@ KeyRow *key_of_run(const Move &move, std::uint64_t key_id) {
                                    (key->purpose == crypto::Purpose::group) != move.is_group))
         return nullptr;
     return key;
+}
+
+// What a move or a drop has left.
+bool is_still_there(const Move &move, std::uint64_t key_id) {
+    return key_of_run(move, key_id) != nullptr && find_wrapped_key(key_id, move.server) != nullptr;
 }
 
 // With more corrupt keys than this it is no longer the keys.
@@ -218,6 +211,18 @@ void run_all(Move &move, const KeyIds &ids, List_ list, Step step) {
     }
 }
 
+// Calls check(id) for each, whatever memory that takes.
+template <class Check>
+void check_all(const Move &move, const KeyIds &ids, Check check) {
+    for (int i = 0; i < ids.count; ++i) {
+        CHECK_FOR_INTERRUPTS();
+        MemoryContextSwitchTo(move.batch);
+        check(ids.ids[i]);
+        MemoryContextSwitchTo(move.all);
+        if (i % 1024 == 0) MemoryContextReset(move.batch);
+    }
+}
+
 // Counts those of list() that left(id) names, in a transaction of its own, ends the run and says
 // so.
 template <class List_, class Left>
@@ -226,14 +231,9 @@ void finish(Move &move, List_ list, const char *what, const char *hint, Left lef
     move.passes_refused = false;
     PushActiveSnapshot(GetTransactionSnapshot());
     require_server(move.server);
-    const KeyIds ids = list();
-    for (int i = 0; i < ids.count; ++i) {
-        CHECK_FOR_INTERRUPTS();
-        MemoryContextSwitchTo(move.batch);
-        if (left(ids.ids[i])) ++count;
-        MemoryContextSwitchTo(move.all);
-        if (i % 1024 == 0) MemoryContextReset(move.batch);
-    }
+    check_all(move, list(), [&](std::uint64_t id) {
+        if (left(id)) ++count;
+    });
     move.progress->finish(count);
     PopActiveSnapshot();
     ereport(count == 0 ? NOTICE : WARNING,
@@ -242,25 +242,8 @@ void finish(Move &move, List_ list, const char *what, const char *hint, Left lef
              count == 0 ? 0 : errhint("%s", hint)));
 }
 
-// Calls check(id) for each, whatever memory that takes.
-template <class Check>
-void check_all(const KeyIds &ids, Check check) {
-    const MemoryContext all = CurrentMemoryContext;
-    const MemoryContext some = AllocSetContextCreate(all, "envcrypt check", ALLOCSET_DEFAULT_SIZES);
-    for (int i = 0; i < ids.count; ++i) {
-        CHECK_FOR_INTERRUPTS();
-        MemoryContextSwitchTo(some);
-        check(ids.ids[i]);
-        MemoryContextSwitchTo(all);
-        if (i % 1024 == 0) MemoryContextReset(some);
-    }
-    MemoryContextDelete(some);
-}
-
-// Begins a run. What lives as long as it lies in the memory of the procedure.
+// Begins a run.
 void begin(Move &move, const KeyIds &ids) {
-    move.all = CurrentMemoryContext;
-    move.batch = AllocSetContextCreate(move.all, "envcrypt batch", ALLOCSET_DEFAULT_SIZES);
     PushActiveSnapshot(GetTransactionSnapshot());
     move.progress = new (palloc(sizeof(Progress)))
         Progress(move.act, move.server, move.to_server, move.tenant, ids.count);
@@ -489,10 +472,8 @@ void move_to(Move &move) {
     run_all(move, ids, list,
             [&](const std::uint64_t *some, int count) { return move_batch(move, some, count); });
     place_tenants_of_groups(move);
-    finish(move, list, "moved", kOwnLeft, [&](std::uint64_t id) {
-        const KeyRow *key = key_of_run(move, id);
-        return key != nullptr && find_wrapped_key(id, move.server) != nullptr;
-    });
+    finish(move, list, "moved", kOwnLeft,
+           [&](std::uint64_t id) { return is_still_there(move, id); });
 }
 
 // --- add_wrapping(), drop_wrapping()
@@ -650,6 +631,9 @@ Move read_arguments(FunctionCallInfo fcinfo, const char *act) {
     Move move{};
     move.act = act;
     SPI_connect_ext(SPI_OPT_NONATOMIC);
+    // what lives as long as the run lies in the memory of the procedure
+    move.all = CurrentMemoryContext;
+    move.batch = AllocSetContextCreate(move.all, "envcrypt batch", ALLOCSET_DEFAULT_SIZES);
     move.server = text_argument(fcinfo, 0, "server");
     move.to_server = pstrdup("");
     move.tenant = pstrdup("");
@@ -699,7 +683,8 @@ ENVCRYPT_ACT(envcrypt_add_wrapping, "add_wrapping") {
     (void)prove_server(*at_server(move.server, move.master_key, move.master_key[0] != '\0'));
     const auto list = [&] { return keys_of_tenant(move.tenant, move.is_group); };
     const KeyIds ids = list();
-    if (move.tenant[0] != '\0') check_all(ids, [&](std::uint64_t id) { check_own(move, id); });
+    if (move.tenant[0] != '\0')
+        check_all(move, ids, [&](std::uint64_t id) { check_own(move, id); });
     begin(move, ids);
     run_all(move, ids, list,
             [&](const std::uint64_t *some, int count) { return add_batch(move, some, count); });
@@ -720,7 +705,7 @@ ENVCRYPT_ACT(envcrypt_drop_wrapping, "drop_wrapping") {
     require_server(move.server);
     const auto list = [&] { return find_keys_wrapped_by(move.server); };
     const KeyIds ids = list();
-    check_all(ids, [&](std::uint64_t id) {
+    check_all(move, ids, [&](std::uint64_t id) {
         const KeyRow *key = key_of_run(move, id);
         Place place;
         if (key != nullptr && other_place(move, id, place) == nullptr)
@@ -730,10 +715,8 @@ ENVCRYPT_ACT(envcrypt_drop_wrapping, "drop_wrapping") {
     run_all(move, ids, list,
             [&](const std::uint64_t *some, int count) { return drop_batch(move, some, count); });
     place_tenants_of_groups(move);
-    finish(move, list, "dropped", kLeft, [&](std::uint64_t id) {
-        const KeyRow *key = key_of_run(move, id);
-        return key != nullptr && find_wrapped_key(id, move.server) != nullptr;
-    });
+    finish(move, list, "dropped", kLeft,
+           [&](std::uint64_t id) { return is_still_there(move, id); });
     SPI_finish();
     PG_RETURN_VOID();
 }

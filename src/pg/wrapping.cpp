@@ -19,6 +19,13 @@ char empty[] = "";
 
 }  // namespace
 
+Wrapping *new_wrapping(const KeyRow *key, const WrappedKeyRow *before) {
+    auto *wrapping = static_cast<Wrapping *>(palloc0(sizeof(Wrapping)));
+    wrapping->key = key;
+    wrapping->before = before;
+    return wrapping;
+}
+
 void fill_wrapping(const Destination &destination, Wrapping &wrapping, const kms::Answer &made) {
     wrapping.row.key_id = wrapping.key->key_id;
     wrapping.row.server = destination.server;

@@ -25,6 +25,8 @@ struct Wrapping {
     char *request_id;  // "" where the KMS gave none
 };
 
+Wrapping *new_wrapping(const KeyRow *key, const WrappedKeyRow *before);
+
 // The server, which nobody drops or renames before this transaction ends. Raises where the current
 // role may not use it, and where a local KMS is to have a master key of a tenant's own.
 Destination *at_server(const char *server, const char *master_key, bool own_master_key);
