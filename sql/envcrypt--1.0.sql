@@ -586,7 +586,7 @@ CREATE FUNCTION envcrypt.count_values("table" regclass, "column" name,
         OUT tenant text, OUT key_version integer, OUT key_id text, OUT "values" bigint) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'envcrypt_count_values' LANGUAGE C STABLE STRICT;
 COMMENT ON FUNCTION envcrypt.count_values(regclass, name) IS
-    'How many values of a column are encrypted under which key; tenant and key_version are NULL where the key is not in this database. Needs SELECT on the column, and no key.';
+    'How many values of a column are encrypted under which key; tenant and key_version are NULL where the key is not in this database, and key_id too where a value is too short to name one: it is damaged. Needs SELECT on the column, and no key.';
 REVOKE ALL ON FUNCTION envcrypt.count_values(regclass, name) FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.written_here(xid) RETURNS boolean

@@ -15,6 +15,12 @@ std::uint32_t salt_number(std::span<const std::uint8_t, value::kSaltSize> salt) 
     return number;
 }
 
+crypto::Digest wrapping_digest(const KeySource &source) {
+    std::array<std::uint8_t, 8> length;
+    store_be64(length.data(), source.wrapped.size());
+    return crypto::hmac_sha256({}, {length, source.wrapped, source.attestation});
+}
+
 }  // namespace
 
 std::size_t Cache::RefHash::operator()(const KeyRef &ref) const {
@@ -30,16 +36,35 @@ Cache::SubkeyRef Cache::subkey_ref(const Subkey &subkey) {
     return {subkey.key_serial, salt_number(subkey.salt)};
 }
 
-OpenKey *Cache::find(const KeyRef &ref) {
+OpenKey *Cache::find_of(const KeyRef &ref, const KeySource &source) {
     const auto found = by_ref_.find(ref);
-    if (found == by_ref_.end() || found->second->stale) return nullptr;
-    found->second->last_used = ++tick_;
-    return found->second;
+    if (found == by_ref_.end()) return nullptr;
+    OpenKey &key = *found->second;
+    const bool is_same = key.purpose == source.purpose && key.tenant == source.tenant &&
+                         key.commitment == source.commitment;
+    return is_same ? &key : nullptr;
 }
 
-OpenKey *Cache::find_stale(const KeyRef &ref) {
-    const auto found = by_ref_.find(ref);
-    return found == by_ref_.end() || !found->second->stale ? nullptr : found->second;
+OpenKey *Cache::find(const KeyRef &ref, const KeySource &source) {
+    OpenKey *key = find_of(ref, source);
+    if (key == nullptr) return nullptr;
+    // one that serves on in an outage may have been wrapped anew before
+    if (!key->stale && !key->bridged && key->wrapping != wrapping_digest(source)) make_stale(*key);
+    if (key->stale) return nullptr;
+    key->last_used = ++tick_;
+    return key;
+}
+
+OpenKey *Cache::find_stale(const KeyRef &ref, const KeySource &source) {
+    OpenKey *key = find_of(ref, source);
+    return key == nullptr || !key->stale ? nullptr : key;
+}
+
+void Cache::make_stale(OpenKey &key) {
+    drop_subkeys(key.serial);
+    key.serial = next_serial_++;
+    key.sealing = nullptr;
+    key.stale = true;
 }
 
 void Cache::bridge(OpenKey &stale, kms::Clock until) {
@@ -58,7 +83,7 @@ void Cache::shrink(std::size_t limit) {
     }
 }
 
-OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
+OpenKey &Cache::put(const KeyRef &ref, const KeySource &source, std::string server, SecretBytes key,
                     const Lifetime &life, std::size_t limit) {
     drop(ref);
     shrink(std::max<std::size_t>(limit, 1) - 1);
@@ -70,7 +95,10 @@ OpenKey &Cache::put(const KeyRef &ref, std::string tenant, std::string server, S
     OpenKey filled;
     filled.serial = next_serial_++;
     filled.ref = ref;
-    filled.tenant = std::move(tenant);
+    filled.purpose = source.purpose;
+    filled.tenant = source.tenant;
+    filled.commitment = source.commitment;
+    filled.wrapping = wrapping_digest(source);
     filled.server = std::move(server);
     filled.key = std::move(key);
     filled.life = life;
@@ -149,10 +177,7 @@ void Cache::expire(kms::Clock now) {
     drop_if([&](const OpenKey &key) { return key.life.ends <= now; });
     for (OpenKey &key : keys_) {
         if (key.serial == 0 || key.stale || now < key.life.expires) continue;
-        drop_subkeys(key.serial);
-        key.serial = next_serial_++;
-        key.sealing = nullptr;
-        key.stale = true;
+        make_stale(key);
     }
 }
 

@@ -13,6 +13,7 @@
 
 #include "core/secret.hpp"
 #include "crypto/aead.hpp"
+#include "crypto/keys.hpp"
 #include "crypto/random.hpp"
 #include "keyring/operation.hpp"
 #include "value/value.hpp"
@@ -24,6 +25,16 @@ struct KeyRef {
     IdentityId identity{};
     std::uint64_t key_id = 0;
     bool operator==(const KeyRef &) const = default;
+};
+
+// What the key tables say of a key: an open key serves only where they say what it was opened by.
+struct KeySource {
+    crypto::Purpose purpose;
+    std::string_view tenant;  // of a group key: the group
+    crypto::Digest commitment;
+    // At one place: a KMS server or a group key.
+    ByteView wrapped;
+    ByteView attestation;
 };
 
 // An AES key derived from a data key and a salt, expanded. Its memory lives as long as the process;
@@ -47,12 +58,15 @@ struct Lifetime {
 struct OpenKey {
     std::uint64_t serial = 0;
     KeyRef ref;
+    crypto::Purpose purpose{};
     std::string tenant;
+    crypto::Digest commitment{};
+    crypto::Digest wrapping{};  // of KeySource::wrapped and attestation
     std::string server;
     SecretBytes key;
     SecretBytes token_key;  // of a search key, once it was needed
     Lifetime life;
-    bool stale = false;    // expired: used no more, unless bridge() says so
+    bool stale = false;    // expired, or wrapped anew: used no more, unless bridge() says so
     bool bridged = false;  // in use although expired, since its KMS is away
     std::uint64_t last_used = 0;
 
@@ -74,14 +88,16 @@ public:
     // Expanded subkeys kept: 576 bytes of locked memory each.
     static constexpr std::size_t kMaxSubkeys = 1024;
 
-    // Null where the key is not open for this identity.
-    OpenKey *find(const KeyRef &ref);
-    // The same of one that has expired.
-    OpenKey *find_stale(const KeyRef &ref);
+    // Returns null where the key is not open for this identity, or was opened as another purpose's
+    // or tenant's or with another commitment. Where only its wrapping is another now, as after a
+    // rewrap, it becomes stale: the KMS is to be asked again.
+    OpenKey *find(const KeyRef &ref, const KeySource &source);
+    // Returns the same of a stale one, whatever its wrapping.
+    OpenKey *find_stale(const KeyRef &ref, const KeySource &source);
     // Has an expired one serve until then, at most to its end.
     void bridge(OpenKey &stale, kms::Clock until);
     // Takes the key in, dropping the least recently used one where there are `limit` already.
-    OpenKey &put(const KeyRef &ref, std::string tenant, std::string server, SecretBytes key,
+    OpenKey &put(const KeyRef &ref, const KeySource &source, std::string server, SecretBytes key,
                  const Lifetime &life, std::size_t limit);
 
     // The token key of an open search key (crypto::token_key), valid as long as the key's serial.
@@ -130,6 +146,8 @@ private:
     };
     static SubkeyRef subkey_ref(const Subkey &subkey);
 
+    OpenKey *find_of(const KeyRef &ref, const KeySource &source);
+    void make_stale(OpenKey &key);
     void drop(OpenKey &key);
     void drop_subkeys(std::uint64_t key_serial);
     template <class Condition>

@@ -422,11 +422,16 @@ Status open_by_group(const SecretBytes &group_key, const std::string &group, Key
     return Unit{};
 }
 
-void wrap_by_group(const SecretBytes &group_key, KeyToOpen &key) {
+Status wrap_by_group(const SecretBytes &group_key, const std::string &group, KeyToOpen &key) {
     std::array<std::uint8_t, crypto::kWrapSaltSize> salt;
     crypto::random_bytes(salt);
     key.made.wrapped = crypto::group_wrap(group_key.expose().first<crypto::kKeySize>(), salt,
                                           key.context, key.key.expose().first<crypto::kKeySize>());
+    KeyToOpen proof;
+    proof.context = key.context;
+    proof.commitment = key.commitment;
+    proof.wrapped = key.made.wrapped;
+    return open_by_group(group_key, group, proof);
 }
 
 Task<Status> make_key(Operation &operation) {

@@ -69,8 +69,9 @@ private:
 // One of the keys that open_keys() opens, wrap_keys() wraps or rewrap_keys() rewraps.
 struct KeyToOpen {
     std::uint64_t key_id = 0;
+    crypto::Purpose purpose{};
     std::string tenant;
-    std::string context;
+    std::string context;  // of the three above
     Bytes wrapped;
     Bytes attestation;
     crypto::Digest commitment{};
@@ -120,9 +121,9 @@ kms::Task<Status> wrap_keys(Operation &operation);
 kms::Task<Status> rewrap_keys(Operation &operation);
 
 // The same by a group key, which needs no KMS: unwraps `key.wrapped` (else corrupt, of the group of
-// that name), or wraps `key.key` into `key.made`.
+// that name), or wraps `key.key` into `key.made` and proves that this opens again.
 Status open_by_group(const SecretBytes &group_key, const std::string &group, KeyToOpen &key);
-void wrap_by_group(const SecretBytes &group_key, KeyToOpen &key);
+Status wrap_by_group(const SecretBytes &group_key, const std::string &group, KeyToOpen &key);
 
 // Has a data key made and wrapped under `context`.
 kms::Task<Status> make_key(Operation &operation);

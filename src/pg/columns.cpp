@@ -26,32 +26,35 @@ ENVCRYPT_FUNCTION(envcrypt_count_values) {
     auto *result = reinterpret_cast<ReturnSetInfo *>(fcinfo->resultinfo);
     SPI_connect();
     const char *quoted = quote_identifier(column);
+    // a damaged value may be too short to hold a key id
     const int done = SPI_execute(
-        psprintf("SELECT pg_catalog.substr(envcrypt.encrypted_send(t.%s), 3, 8), "
-                 "pg_catalog.count(*) FROM %s t WHERE t.%s IS NOT NULL GROUP BY 1",
+        psprintf("SELECT CASE WHEN pg_catalog.octet_length(v.id) OPERATOR(pg_catalog.=) 8 "
+                 "THEN v.id END, pg_catalog.count(*) "
+                 "FROM (SELECT pg_catalog.substr(envcrypt.encrypted_send(t.%s), 3, 8) AS id "
+                 "FROM %s t WHERE t.%s IS NOT NULL) v GROUP BY 1",
                  quoted,
                  quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)), name),
                  quoted),
         true, 0);
     if (done != SPI_OK_SELECT) elog(ERROR, "envcrypt: could not count the values");
     for (std::uint64_t i = 0; i < SPI_processed; ++i) {
-        bool is_null;
-        HeapTuple row = SPI_tuptable->vals[i];
-        const Datum id = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &is_null);
-        if (is_null || VARSIZE_ANY_EXHDR(DatumGetByteaPP(id)) != sizeof(std::uint64_t))
-            elog(ERROR, "envcrypt: a value without a key id");
-        const std::uint64_t key_id = load_be64(varlena_bytes(DatumGetByteaPP(id)).data());
         Datum values[4] = {};
         bool nulls[4] = {};
+        bool is_null;
+        HeapTuple row = SPI_tuptable->vals[i];
+        const Datum id = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &nulls[2]);
+        const std::uint64_t key_id =
+            nulls[2] ? 0 : load_be64(varlena_bytes(DatumGetByteaPP(id)).data());
         KeyRow key;
-        const bool known = find_key(key_id, key);
+        const bool known = !nulls[2] && find_key(key_id, key);
         nulls[0] = nulls[1] = !known;
         if (known) {
             values[0] = CStringGetTextDatum(key.tenant);
             values[1] = Int32GetDatum(key.version);
         }
-        values[2] =
-            CStringGetTextDatum(psprintf("%016llx", static_cast<unsigned long long>(key_id)));
+        if (!nulls[2])
+            values[2] =
+                CStringGetTextDatum(psprintf("%016llx", static_cast<unsigned long long>(key_id)));
         values[3] = SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &is_null);
         tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
     }

@@ -125,12 +125,10 @@ ImportedKey *read_key(JsonbContainer *object, char *tenant, const char *group) {
         raise_no_export("key_id");
     if (!read_commitment(required_text(object, "commitment", "commitment"), key.commitment))
         raise_no_export("commitment");
-    if (!integer_member(object, "version", version) || version < 1 || version > kMaxVersion)
-        raise_no_export("version");
+    if (!integer_member(object, "version", version)) raise_no_export("version");
     const char *purpose = required_text(object, "purpose", "purpose");
     const char *state = required_text(object, "state", "state");
     key.tenant = tenant;
-    key.version = static_cast<int>(version);
     bool found = false;
     for (const crypto::Purpose known :
          {crypto::Purpose::data, crypto::Purpose::search, crypto::Purpose::group})
@@ -139,10 +137,8 @@ ImportedKey *read_key(JsonbContainer *object, char *tenant, const char *group) {
             found = true;
         }
     if (!found) raise_no_export("purpose");
-    // what a token has room for
-    constexpr int most_search_versions = 63;
-    if (key.purpose == crypto::Purpose::search && key.version > most_search_versions)
-        raise_no_export("version");
+    if (!is_version(key.purpose, version)) raise_no_export("version");
+    key.version = static_cast<int>(version);
     if (strcmp(state, "active") == 0)
         key.state = KeyState::active;
     else if (strcmp(state, "decrypt_only") == 0)
@@ -341,8 +337,7 @@ ENVCRYPT_ACT(envcrypt_import_keys, "import_keys") {
         JsonbContainer *one = object_at(group, 0);
         if (one == nullptr) raise_no_export("group");
         ImportedKey *key = read_key(one, tenant.group_key, "");
-        if (key->key.purpose != crypto::Purpose::group || key->key.version != 1)
-            raise_no_export("group");
+        if (key->key.purpose != crypto::Purpose::group) raise_no_export("group");
         imported = lappend(imported, key);
     }
     for (int i = 0; i < count; ++i) {

@@ -72,10 +72,8 @@ ENVCRYPT_ACT(envcrypt_move_tenant, "move_tenant") {
         delete_wrapped_keys(key_id);
         write_wrapping(*wrapping);
         journal.add_wrapping(*wrapping);
-        // what a group key wrapped is opened as it was written; a KMS has just been asked
         Backend &state = backend();
         if (!guarded(report, [&] { state.cache.drop_key(key_id); })) raise(report);
-        if (destination->group != nullptr) (void)open_key(*wrapping->key);
     }
     lock_tenant_row(name);
     if (!find_tenant(name, tenant)) raise_unknown_tenant(name);

@@ -78,6 +78,7 @@ void read_key(HeapTuple tuple, const Datum *values, KeyRow &row) {
     row.tenant = TextDatumGetCString(values[key_column::tenant - 1]);
     row.purpose = purpose_of(TextDatumGetCString(values[key_column::purpose - 1]));
     row.version = DatumGetInt32(values[key_column::version - 1]);
+    if (!is_version(row.purpose, row.version)) raise_corrupt_row("data_key", "version");
     row.created_at = DatumGetTimestampTz(values[key_column::created_at - 1]);
     row.state = static_cast<KeyState>(
         index_of(kKeyStates, TextDatumGetCString(values[key_column::state - 1]), "data_key"));

@@ -33,8 +33,17 @@ struct KeyRow {
     bool own;                // written by the transaction under way
 };
 
-// Of a tenant's keys; far more than anybody makes.
+// Of a tenant's data keys; far more than anybody makes.
 inline constexpr int kMaxVersion = 1000000;
+// What a token has room for.
+inline constexpr int kMaxSearchVersion = 63;
+// Whether a key for that purpose can have that version.
+inline bool is_version(crypto::Purpose purpose, std::int64_t version) {
+    const int most = purpose == crypto::Purpose::data     ? kMaxVersion
+                     : purpose == crypto::Purpose::search ? kMaxSearchVersion
+                                                          : 1;
+    return version >= 1 && version <= most;
+}
 
 // May be used: whether it encrypts or only decrypts.
 inline bool is_live(const KeyRow &row) {

@@ -18,6 +18,34 @@ KeyRow newest_data_key(const char *tenant) {
     return newest;
 }
 
+// Warns where the new version is wrapped at a place that wraps no copy of the one before: whoever
+// writes to envcrypt.tenant decides where new keys are wrapped.
+void warn_of_new_places(const KeyRow &key, const KeyRow &before) {
+    List *rows_before = find_wrapped_keys(before.key_id);
+    ListCell *cell;
+    foreach (cell, find_wrapped_keys(key.key_id)) {
+        const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
+        bool is_known = false;
+        ListCell *other;
+        foreach (other, rows_before) {
+            const auto *known = static_cast<WrappedKeyRow *>(lfirst(other));
+            is_known = is_known || (strcmp(row->server, known->server) == 0 &&
+                                    strcmp(row->group_key, known->group_key) == 0 &&
+                                    strcmp(row->master_key, known->master_key) == 0);
+        }
+        if (is_known) continue;
+        ereport(
+            WARNING,
+            (errmsg("key version %d of tenant \"%s\" is wrapped where version %d is not",
+                    key.version, key.tenant, before.version),
+             row->group_key[0] != '\0' ? errdetail("Group key \"%s\" wraps it.", row->group_key)
+                                       : errdetail("Master key \"%s\" of server \"%s\" wraps it.",
+                                                   row->master_key, row->server),
+             errhint("If nobody moved the tenant or changed the server's master key, look for who "
+                     "wrote to envcrypt.tenant.")));
+    }
+}
+
 // A new version of the data key of a tenant that is locked; the older ones decrypt only. Returns
 // its version.
 int rotate(const TenantRow &tenant) {
@@ -27,11 +55,11 @@ int rotate(const TenantRow &tenant) {
     key.key_id = random_key_id();
     key.tenant = tenant.name;
     key.purpose = crypto::Purpose::data;
-    const int newest = newest_data_key(name).version;
-    if (newest >= kMaxVersion)
+    const KeyRow newest = newest_data_key(name);
+    if (newest.version >= kMaxVersion)
         ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
                         errmsg("tenant \"%s\" has had as many keys as it can", name)));
-    key.version = newest + 1;
+    key.version = newest.version + 1;
     key.state = KeyState::pending;
     List *older = find_keys(name, crypto::Purpose::data);
     Journal journal("rotate_key", name);
@@ -42,6 +70,7 @@ int rotate(const TenantRow &tenant) {
             supersede_key(static_cast<KeyRow *>(lfirst(cell))->key_id);
     journal.add("version", key.version);
     journal.write();
+    warn_of_new_places(key, newest);
     return key.version;
 }
 

@@ -85,9 +85,9 @@ void make_in_group(const Destination &destination, KeyRow *keys, int count, bool
                     crypto::wrap_context(keys[i].purpose, keys[i].key_id, keys[i].tenant);
                 made.key = SecretBytes(crypto::kKeySize);
                 crypto::random_bytes(made.key.expose());
-                keys[i].commitment =
+                keys[i].commitment = made.commitment =
                     crypto::commitment(made.key.expose().first<crypto::kKeySize>(), made.context);
-                keyring::wrap_by_group(group->key, made);
+                return keyring::wrap_by_group(group->key, destination.group->tenant, made);
             }))
             raise(report);
         note_uncommitted(keys[i], first_of_tenant);

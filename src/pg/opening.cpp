@@ -91,7 +91,8 @@ KnownPlace *know_place(char *server, List *&places) {
     return known;
 }
 
-// Null where the role may use none of the places, and `soft`.
+// Returns null where the role may use none of the places, and `soft`. Raises where it may not, or
+// where none of the places is a KMS server at all.
 Wanted *find_candidates(const KeyRow &key, List *rows, List *&places, bool soft) {
     auto *wanted = static_cast<Wanted *>(palloc0(sizeof(Wanted)));
     wanted->key = &key;
@@ -113,7 +114,8 @@ Wanted *find_candidates(const KeyRow &key, List *rows, List *&places, bool soft)
         }
     }
     if (wanted->candidates != NIL) return wanted;
-    if (soft) return nullptr;
+    // where there is no such server, the rows are wrong
+    if (soft && (fault == PlaceFault::no_usage || fault == PlaceFault::no_mapping)) return nullptr;
     raise_place_fault(fault, fault_server, GetUserId());
 }
 
@@ -126,7 +128,7 @@ KeyRow *find_group(const char *name) {
     return group;
 }
 
-const WrappedKeyRow *group_wrapping(List *rows) {
+const WrappedKeyRow *find_group_wrapping(List *rows) {
     ListCell *cell;
     foreach (cell, rows) {
         const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
@@ -135,19 +137,62 @@ const WrappedKeyRow *group_wrapping(List *rows) {
     return nullptr;
 }
 
-OpenKey *find_open_at(const Wanted &places, std::uint64_t key_id, bool stale = false) {
+// Reads where the key is wrapped (`rows`) and returns the wrapping by a group key, or null where
+// there is none. Raises where it is by another group than the one that the tenant's row names.
+const WrappedKeyRow *group_wrapping(const KeyRow &key, List *&rows) {
+    // the two tables are read one after the other, and a tenant may be moved in between
+    constexpr int attempts = 5;
+    for (int attempt = 1;; ++attempt) {
+        rows = find_wrapped_keys(key.key_id);
+        const WrappedKeyRow *in_group = find_group_wrapping(rows);
+        if (in_group == nullptr) return nullptr;
+        TenantRow tenant;
+        if (key.purpose != crypto::Purpose::group && find_tenant(key.tenant, tenant) &&
+            strcmp(tenant.group_key, in_group->group_key) == 0)
+            return in_group;
+        if (attempt == attempts)
+            ereport(ERROR,
+                    (errcode(ERRCODE_DATA_CORRUPTED),
+                     errmsg("key %016llx of tenant \"%s\" is wrapped by group key \"%s\", which is "
+                            "not the tenant's",
+                            static_cast<unsigned long long>(key.key_id), key.tenant,
+                            in_group->group_key),
+                     errdetail("The row of envcrypt.tenant names another group key or none. The "
+                               "row of envcrypt.wrapped_key may have been planted."),
+                     errhint("Look for who wrote to the key tables, and restore the rows from a "
+                             "backup.")));
+    }
+}
+
+keyring::KeySource source_of(const KeyRow &key, const WrappedKeyRow &row) {
+    return {key.purpose, key.tenant, key.commitment, row.wrapped, row.attestation};
+}
+
+// Returns the key where it is open as it was opened at one of these places or, where `by_group`
+// is given, by that wrapping with a group key of these places. Returns null where it is not.
+OpenKey *find_open_at(const Wanted &places, const KeyRow &key, const WrappedKeyRow *by_group,
+                      bool stale = false) {
     Backend &state = backend();
     ErrorReport report;
     OpenKey *open = nullptr;
     ListCell *cell;
     foreach (cell, places.candidates) {
-        const keyring::KeyRef ref{static_cast<Candidate *>(lfirst(cell))->place->identity, key_id};
-        if (!guarded(report,
-                     [&] { open = stale ? state.cache.find_stale(ref) : state.cache.find(ref); }))
+        const auto *candidate = static_cast<Candidate *>(lfirst(cell));
+        const keyring::KeyRef ref{candidate->place->identity, key.key_id};
+        const WrappedKeyRow &row = by_group != nullptr ? *by_group : *candidate->row;
+        if (!guarded(report, [&] {
+                const keyring::KeySource source = source_of(key, row);
+                open = stale ? state.cache.find_stale(ref, source) : state.cache.find(ref, source);
+            }))
             raise(report);
         if (open != nullptr) break;
     }
     return open;
+}
+
+// Returns the same of the key that the places are of.
+OpenKey *find_open_at(const Wanted &places, bool stale = false) {
+    return find_open_at(places, *places.key, nullptr, stale);
 }
 
 // Until when the KMS is asked last; nothing where it was not away.
@@ -166,7 +211,7 @@ void note_away(Backend &state, const keyring::IdentityId &identity) {
 // Has an expired key serve on, since the KMS that gave it is away. False where there is none.
 bool bridge(const Wanted &wanted) {
     if (wanted.failure != nullptr && wanted.failure->code == ErrorCode::corrupt) return false;
-    OpenKey *stale = find_open_at(wanted, wanted.key->key_id, true);
+    OpenKey *stale = find_open_at(wanted, true);
     if (stale == nullptr) return false;
     bool is_its_own = false;
     ListCell *cell;
@@ -214,7 +259,7 @@ Candidate *next_place(const Wanted &wanted, kms::Clock end, bool soft, kms::Cloc
             next = candidate;
         }
     }
-    const bool can_bridge = find_open_at(wanted, wanted.key->key_id, true) != nullptr;
+    const bool can_bridge = find_open_at(wanted, true) != nullptr;
     if (next == nullptr && !can_bridge && !soft) next = first_away;
     limit = kms::Clock{};
     if (next == nullptr || (list_length(wanted.candidates) == 1 && !can_bridge)) return next;
@@ -249,6 +294,7 @@ bool add_to_batch(const KeyRow &key, const Candidate &candidate, kms::Clock limi
             if (begins || limit < operation->limit) operation->limit = limit;
             keyring::KeyToOpen &wanted = operation->keys.emplace_back();
             wanted.key_id = key.key_id;
+            wanted.purpose = key.purpose;
             wanted.tenant = key.tenant;
             wanted.context = crypto::wrap_context(key.purpose, key.key_id, key.tenant);
             wanted.wrapped.assign(row.wrapped.begin(), row.wrapped.end());
@@ -303,7 +349,9 @@ void keep_opened(Backend &state, const keyring::IdentityId *denied) {
         for (keyring::KeyToOpen &key : operation.keys) {
             if (key.key.empty()) continue;
             const keyring::KeyRef ref{operation.identity, key.key_id};
-            state.cache.put(ref, std::move(key.tenant), operation.server.name, std::move(key.key),
+            const keyring::KeySource source{key.purpose, key.tenant, key.commitment, key.wrapped,
+                                            key.attestation};
+            state.cache.put(ref, source, operation.server.name, std::move(key.key),
                             lifetime(operation), cache_limit(state));
         }
     }
@@ -415,7 +463,7 @@ bool open_at_kms(List *wanted, bool soft) {
         ListCell *cell;
         foreach (cell, wanted) {
             auto *one = static_cast<Wanted *>(lfirst(cell));
-            one->is_opened = one->is_opened || find_open_at(*one, one->key->key_id) != nullptr;
+            one->is_opened = one->is_opened || find_open_at(*one) != nullptr;
             one->is_asked = false;
             while (!one->is_opened && !one->is_asked) {
                 kms::Clock limit{};
@@ -474,11 +522,11 @@ bool open_at_kms(List *wanted, bool soft) {
 // Opens a key by its group key. False where that is unavailable, and `soft`.
 bool open_child(const Child &child, bool soft) {
     Backend &state = backend();
-    OpenKey *group = find_open_at(*child.group, child.group->key->key_id);
+    OpenKey *group = find_open_at(*child.group);
     if (group == nullptr) {
         child.group->is_opened = false;
         if (!open_at_kms(list_make1(child.group), soft)) return false;
-        group = find_open_at(*child.group, child.group->key->key_id);
+        group = find_open_at(*child.group);
         if (group == nullptr) raise_altered();
     }
     ErrorReport report;
@@ -494,8 +542,8 @@ bool open_child(const Child &child, bool soft) {
             keyring::Lifetime life = group->life;
             life.opened = now();
             const bool bridged = group->bridged;
-            OpenKey &kept = state.cache.put(ref, key.tenant, group->server, std::move(opened.key),
-                                            life, cache_limit(state));
+            OpenKey &kept = state.cache.put(ref, source_of(key, *child.row), group->server,
+                                            std::move(opened.key), life, cache_limit(state));
             kept.bridged = bridged;
             return status;
         }))
@@ -540,13 +588,13 @@ bool open_keys(List *keys, bool soft) {
     foreach (cell, keys) {
         CHECK_FOR_INTERRUPTS();
         const auto *key = static_cast<KeyRow *>(lfirst(cell));
-        List *rows = find_wrapped_keys(key->key_id);
+        List *rows = NIL;
+        const WrappedKeyRow *in_group = group_wrapping(*key, rows);
         if (rows == NIL) raise_wrapped_nowhere(*key);
-        const WrappedKeyRow *in_group = group_wrapping(rows);
         if (in_group == nullptr) {
             Wanted *one = find_candidates(*key, rows, places, soft);
             if (one == nullptr) return false;
-            if (find_open_at(*one, key->key_id) == nullptr) wanted = lappend(wanted, one);
+            if (find_open_at(*one) == nullptr) wanted = lappend(wanted, one);
             continue;
         }
         Wanted *group = nullptr;
@@ -563,9 +611,8 @@ bool open_keys(List *keys, bool soft) {
             groups = lappend(groups, group);
             is_new = true;
         }
-        if (is_new && find_open_at(*group, group->key->key_id) == nullptr)
-            wanted = lappend(wanted, group);
-        if (find_open_at(*group, key->key_id) != nullptr) continue;
+        if (is_new && find_open_at(*group) == nullptr) wanted = lappend(wanted, group);
+        if (find_open_at(*group, *key, in_group) != nullptr) continue;
         auto *child = static_cast<Child *>(palloc(sizeof(Child)));
         *child = {key, in_group, group};
         children = lappend(children, child);
@@ -607,8 +654,8 @@ void verify_wrapped_keys(const Place &place, List *keys, List *rows) {
 }
 
 OpenKey *find_open_key(const KeyRow &key) {
-    List *rows = find_wrapped_keys(key.key_id);
-    const WrappedKeyRow *in_group = group_wrapping(rows);
+    List *rows = NIL;
+    const WrappedKeyRow *in_group = group_wrapping(key, rows);
     if (in_group != nullptr) {
         const KeyRow *group = find_group(in_group->group_key);
         rows = find_wrapped_keys(group->key_id);
@@ -616,7 +663,7 @@ OpenKey *find_open_key(const KeyRow &key) {
     if (rows == NIL) return nullptr;
     List *known = NIL;
     const Wanted *places = find_candidates(key, rows, known, true);
-    return places == nullptr ? nullptr : find_open_at(*places, key.key_id);
+    return places == nullptr ? nullptr : find_open_at(*places, key, in_group);
 }
 
 OpenKey *open_key(const KeyRow &key, bool soft) {

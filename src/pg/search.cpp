@@ -15,17 +15,11 @@ namespace envcrypt::pg {
 
 namespace {
 
-constexpr int kMaxSearchVersion = 63;
-
-std::uint8_t token_version(int key_version) {
-    return static_cast<std::uint8_t>((key_version - 1) % kMaxSearchVersion + 1);
-}
-
 value::Token token_under(keyring::OpenKey &search_key, int key_version,
                          const value::Declaration &declaration, ByteView plaintext) {
     value::Token token;
     token.mode = declaration.search;
-    token.version = token_version(key_version);
+    token.version = static_cast<std::uint8_t>(key_version);
     ErrorReport report;
     if (!guarded(report, [&]() -> Status {
             // as plaintexts are anyway: locked memory is for keys, and little

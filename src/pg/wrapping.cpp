@@ -11,7 +11,7 @@ namespace {
 
 ByteView copy_bytes(const Bytes &bytes) {
     auto *copy = static_cast<std::uint8_t *>(palloc(bytes.size() + 1));
-    memcpy(copy, bytes.data(), bytes.size());
+    std::copy(bytes.begin(), bytes.end(), copy);
     return {copy, bytes.size()};
 }
 
@@ -128,7 +128,8 @@ void wrap_in_group(const Destination &destination, List *wrappings) {
         if (!guarded(report, [&] {
                 state.operation = std::make_unique<keyring::Operation>();
                 add_key(*state.operation, *wrapping, open);
-                keyring::wrap_by_group(group->key, state.operation->keys[0]);
+                return keyring::wrap_by_group(group->key, destination.group->tenant,
+                                              state.operation->keys[0]);
             }))
             raise(report);
         fill_wrapping(destination, *wrapping, state.operation->keys[0].made);

@@ -23,32 +23,83 @@ SecretBytes key_bytes(std::uint8_t fill) {
     return key;
 }
 
+constexpr std::uint8_t kWrapped[] = {1, 2, 3};
+constexpr std::uint8_t kAttestation[] = {4};
+
+KeySource source() {
+    return {crypto::Purpose::data, "tenant", {}, kWrapped, kAttestation};
+}
+
+OpenKey *find(Cache &cache, const KeyRef &which) {
+    return cache.find(which, source());
+}
+
+OpenKey *find_stale(Cache &cache, const KeyRef &which) {
+    return cache.find_stale(which, source());
+}
+
 OpenKey &put(Cache &cache, const KeyRef &which, std::size_t limit = 1024, kms::Clock now = kStart,
              kms::Clock grace = {}) {
-    return cache.put(which, "tenant", "server", key_bytes(static_cast<std::uint8_t>(which.key_id)),
+    return cache.put(which, source(), "server", key_bytes(static_cast<std::uint8_t>(which.key_id)),
                      {now, now + seconds(300), now + seconds(300) + grace}, limit);
 }
 
 TEST(Cache, FindsAKeyForItsIdentityOnly) {
     Cache cache;
     put(cache, ref(7));
-    EXPECT_NE(cache.find(ref(7)), nullptr);
-    EXPECT_EQ(cache.find(ref(7, 2)), nullptr);
-    EXPECT_EQ(cache.find(ref(8)), nullptr);
+    EXPECT_NE(find(cache, ref(7)), nullptr);
+    EXPECT_EQ(find(cache, ref(7, 2)), nullptr);
+    EXPECT_EQ(find(cache, ref(8)), nullptr);
     KeyRef altered = ref(7);
     altered.identity[1] = 2;  // the server was altered
-    EXPECT_EQ(cache.find(altered), nullptr);
+    EXPECT_EQ(find(cache, altered), nullptr);
+}
+
+TEST(Cache, FindsAKeyAsWhatItWasOpenedOnly) {
+    Cache cache;
+    put(cache, ref(7));
+    KeySource other = source();
+    other.tenant = "another";
+    EXPECT_EQ(cache.find(ref(7), other), nullptr);
+    other = source();
+    other.purpose = crypto::Purpose::search;
+    EXPECT_EQ(cache.find(ref(7), other), nullptr);
+    other = source();
+    other.commitment[31] = 1;
+    EXPECT_EQ(cache.find(ref(7), other), nullptr);
+    EXPECT_NE(find(cache, ref(7)), nullptr) << "what the others asked for changes nothing";
+}
+
+TEST(Cache, IsStaleWhereItsWrappingIsAnother) {
+    constexpr std::uint8_t longer[] = {1, 2, 3, 4};
+    Cache cache;
+    OpenKey &key = put(cache, ref(7));
+    const std::uint64_t serial = key.serial;
+    KeySource other = source();
+    other.wrapped = longer;
+    other.attestation = {};  // the same bytes, cut elsewhere
+    EXPECT_EQ(cache.find(ref(7), other), nullptr);
+    EXPECT_NE(key.serial, serial) << "whoever held it has to look again";
+    EXPECT_EQ(find(cache, ref(7)), nullptr);
+    ASSERT_EQ(cache.find_stale(ref(7), other), &key);
+    other.tenant = "another";
+    EXPECT_EQ(cache.find_stale(ref(7), other), nullptr) << "no outage makes it another tenant's";
+    cache.bridge(key, kStart + seconds(10));
+    other.tenant = "tenant";
+    EXPECT_EQ(cache.find(ref(7), other), &key);
+    cache.expire(kStart + seconds(10));
+    EXPECT_EQ(cache.find(ref(7), other), nullptr);
 }
 
 TEST(Cache, DropsTheLeastRecentlyUsed) {
     Cache cache;
     put(cache, ref(1), 2);
     put(cache, ref(2), 2);
-    cache.find(ref(1));
+    find(cache, ref(1));
     put(cache, ref(3), 2);
     EXPECT_EQ(cache.size(), 2u);
-    EXPECT_NE(cache.find(ref(1)), nullptr);
-    EXPECT_EQ(cache.find(ref(2)), nullptr);
+    EXPECT_NE(find(cache, ref(1)), nullptr);
+    EXPECT_EQ(find(cache, ref(2)), nullptr);
     put(cache, ref(4), 1);
     EXPECT_EQ(cache.size(), 1u);
 }
@@ -59,12 +110,12 @@ TEST(Cache, DropsByIdentityKeyAndTime) {
     put(cache, ref(1, 2));
     put(cache, ref(2, 1), 1024, kStart + seconds(100));
     cache.drop_identity(ref(0, 2).identity);
-    EXPECT_EQ(cache.find(ref(1, 2)), nullptr);
-    EXPECT_NE(cache.find(ref(1, 1)), nullptr);
+    EXPECT_EQ(find(cache, ref(1, 2)), nullptr);
+    EXPECT_NE(find(cache, ref(1, 1)), nullptr);
     cache.expire(kStart + seconds(300) - kms::Clock(1));
     EXPECT_EQ(cache.size(), 2u);
     cache.expire(kStart + seconds(300));
-    EXPECT_EQ(cache.find(ref(1, 1)), nullptr);
+    EXPECT_EQ(find(cache, ref(1, 1)), nullptr);
     EXPECT_EQ(cache.size(), 1u);
     cache.drop_key(2);
     EXPECT_EQ(cache.size(), 0u);
@@ -77,20 +128,20 @@ TEST(Cache, AnExpiredKeyServesOnlyWhileItIsBridged) {
     Subkey &subkey = cache.subkey(key, salt);
     const std::uint64_t serial = key.serial;
     const std::uint64_t subkey_serial = subkey.serial;
-    EXPECT_EQ(cache.find_stale(ref(1)), nullptr);
+    EXPECT_EQ(find_stale(cache, ref(1)), nullptr);
     cache.expire(kStart + seconds(300));
     EXPECT_NE(key.serial, serial) << "whoever held it looks again";
     EXPECT_NE(subkey.serial, subkey_serial);
-    EXPECT_EQ(cache.find(ref(1)), nullptr);
-    ASSERT_EQ(cache.find_stale(ref(1)), &key);
+    EXPECT_EQ(find(cache, ref(1)), nullptr);
+    ASSERT_EQ(find_stale(cache, ref(1)), &key);
     EXPECT_EQ(cache.size(), 1u);
 
     cache.bridge(key, kStart + seconds(310));
-    EXPECT_EQ(cache.find(ref(1)), &key);
+    EXPECT_EQ(find(cache, ref(1)), &key);
     EXPECT_TRUE(key.bridged);
     EXPECT_EQ(key.key.expose()[0], 1);
     cache.expire(kStart + seconds(310));
-    ASSERT_EQ(cache.find_stale(ref(1)), &key);
+    ASSERT_EQ(find_stale(cache, ref(1)), &key);
     cache.bridge(key, kStart + seconds(1000));
     EXPECT_EQ(key.life.expires, kStart + seconds(360)) << "no longer than the grace";
     cache.expire(kStart + seconds(360));
@@ -115,30 +166,30 @@ TEST(Cache, DropsWhatAnOlderVersionOfAnIdentityOpened) {
     put(cache, ref(1, 2));
     put(cache, newer);
     cache.drop_older(newer.identity);
-    EXPECT_EQ(cache.find(ref(1)), nullptr);
-    EXPECT_NE(cache.find(ref(1, 2)), nullptr) << "another mapping's";
-    EXPECT_NE(cache.find(newer), nullptr);
+    EXPECT_EQ(find(cache, ref(1)), nullptr);
+    EXPECT_NE(find(cache, ref(1, 2)), nullptr) << "another mapping's";
+    EXPECT_NE(find(cache, newer), nullptr);
     KeyRef of_role = ref(3);
     of_role.identity[7] = 2;
     put(cache, of_role);
     cache.drop_older(ref(3).identity);
-    EXPECT_NE(cache.find(of_role), nullptr) << "another role's by the same mapping";
+    EXPECT_NE(find(cache, of_role), nullptr) << "another role's by the same mapping";
     KeyRef brought = ref(2, kNoMapping);
     KeyRef other = brought;
     other.identity[5] = 2;
     put(cache, brought);
     cache.drop_older(other.identity);
-    EXPECT_NE(cache.find(brought), nullptr) << "two that a session brought are two";
+    EXPECT_NE(find(cache, brought), nullptr) << "two that a session brought are two";
 }
 
 TEST(Cache, ShrinksToALimit) {
     Cache cache;
     for (std::uint64_t id = 1; id <= 5; ++id) put(cache, ref(id));
-    cache.find(ref(1));
+    find(cache, ref(1));
     cache.shrink(2);
     EXPECT_EQ(cache.size(), 2u);
-    EXPECT_NE(cache.find(ref(1)), nullptr);
-    EXPECT_NE(cache.find(ref(5)), nullptr);
+    EXPECT_NE(find(cache, ref(1)), nullptr);
+    EXPECT_NE(find(cache, ref(5)), nullptr);
     cache.drop(ref(5));
     cache.drop(ref(5));
     EXPECT_EQ(cache.size(), 1u);

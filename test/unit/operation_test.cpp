@@ -619,11 +619,18 @@ TEST(Group, OpensWhatItWrappedAndNothingElse) {
     crypto::random_bytes(key.key.expose());
     const SecretBytes original = key.key.copy();
     key.commitment = crypto::commitment(key.key.expose().first<32>(), key.context);
-    wrap_by_group(group, key);
+    ASSERT_TRUE(wrap_by_group(group, "g", key));
     key.wrapped = key.made.wrapped;
     key.key.clear();
     ASSERT_TRUE(open_by_group(group, "g", key));
     EXPECT_TRUE(equal_constant_time(key.key.expose(), original.expose()));
+
+    KeyToOpen wrong;
+    wrong.context = key.context;
+    wrong.key = original.copy();
+    const Status wrapped = wrap_by_group(group, "g", wrong);
+    ASSERT_FALSE(wrapped) << "what does not open again is not wrapped";
+    EXPECT_EQ(wrapped.error().code, ErrorCode::corrupt);
 
     KeyToOpen other;
     other.wrapped = key.wrapped;
