@@ -27,6 +27,8 @@ std::uint64_t milliseconds(clockid_t clock) {
            static_cast<std::uint64_t>(time.tv_nsec) / 1000000;
 }
 
+}  // namespace
+
 void wipe_keys() {
     if (Backend *state = backend_if_any()) {
         ErrorReport ignored;
@@ -37,13 +39,18 @@ void wipe_keys() {
             state->operation.reset();
             state->cache.clear();
             state->credentials.clear();
-            state->brought.clear();
         });
     }
 }
 
+namespace {
+
 void on_exit(int, Datum) {
     wipe_keys();
+    if (Backend *state = backend_if_any()) {
+        ErrorReport ignored;
+        (void)guarded(ignored, [&] { state->brought.clear(); });
+    }
 }
 
 void on_relation_change(Datum, Oid relation) {

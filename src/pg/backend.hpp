@@ -137,6 +137,16 @@ void require_tenant_scope();
 // and expired keys dropped. A PostgreSQL frame; costs one reading of the coarse clock.
 void follow_epoch();
 
+// Wipes all open keys and credentials, and what an operation under way holds.
+void wipe_keys();
+
+// Raises under require_mlock where memory for keys could not be locked, having wiped them. To be
+// called whenever a key was obtained and before one is used.
+[[noreturn]] void raise_unlocked_memory();
+inline void require_locked_memory() {
+    if (unlikely(setting_require_mlock && !secret_memory_is_locked())) raise_unlocked_memory();
+}
+
 // Milliseconds since boot, suspended time included.
 kms::Clock now();
 

@@ -61,6 +61,7 @@ keyring::Subkey *opening_subkey(OpeningSite &site, Oid right, const value::Parse
     } else {
         site.subkey->used = true;
     }
+    require_locked_memory();
     return site.subkey;
 }
 
@@ -200,6 +201,7 @@ Datum seal_value(SealingSite &site, Oid right, const value::Declaration &declara
                                {reinterpret_cast<std::uint8_t *>(VARDATA(result)), size});
         })))
         raise(report);
+    require_locked_memory();
     PG_RETURN_BYTEA_P(result);
 }
 

@@ -568,15 +568,27 @@ void raise_altered() {
     pg_unreachable();
 }
 
-void check_locked_memory() {
+void raise_unlocked_memory() {
+    wipe_keys();
+    ereport(ERROR,
+            (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
+             errdetail("envcrypt.require_mlock is on. This session's keys and credentials were "
+                       "wiped, since they could have reached swap."),
+             errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
+                     "server, and connect anew.")));
+    pg_unreachable();
+}
+
+// Warns once a session that keys lie in memory that could not be locked.
+static void warn_of_unlocked_memory() {
     static bool warned = false;
-    if (secret_memory_is_locked() || (warned && !setting_require_mlock)) return;
-    ereport(setting_require_mlock ? ERROR : WARNING,
+    if (secret_memory_is_locked() || warned) return;
+    warned = true;
+    ereport(WARNING,
             (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
              errdetail("They may reach swap."),
              errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
                      "server.")));
-    warned = true;
 }
 
 bool open_keys(List *keys, bool soft) {
@@ -628,7 +640,8 @@ bool open_keys(List *keys, bool soft) {
     state.keys_in_hand = in_hand;
     if (!ok) return false;
     begin_batch();
-    check_locked_memory();
+    require_locked_memory();
+    warn_of_unlocked_memory();
     return true;
 }
 

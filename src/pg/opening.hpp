@@ -27,7 +27,4 @@ void verify_wrapped_keys(const Place &place, List *keys, List *rows);
 // Servers or mappings were altered again and again while keys were being opened.
 [[noreturn]] void raise_altered();
 
-// Says once, or raises under require_mlock, that keys lie in memory that could not be locked.
-void check_locked_memory();
-
 }  // namespace envcrypt::pg

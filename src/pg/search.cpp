@@ -38,6 +38,7 @@ value::Token token_under(keyring::OpenKey &search_key, int key_version,
             return Unit{};
         }))
         raise(report);
+    require_locked_memory();
     return token;
 }
 

@@ -240,6 +240,7 @@ bool run_operations(ErrorReport &report) {
     }
     PG_END_TRY();
     for (int i = 0; i < descriptors; ++i) ReleaseExternalFD();
+    require_locked_memory();
     if (!ok && report.code == ErrorCode::denied) {
         // whoever is denied keeps nothing open at that KMS
         ErrorReport ignored;
