@@ -28,9 +28,7 @@ static_assert(std::is_trivially_destructible_v<ErrorReport>);
 
 template <std::size_t Size>
 void copy_text(char (&to)[Size], std::string_view from) noexcept {
-    const std::size_t length = from.size() < Size ? from.size() : Size - 1;
-    std::memcpy(to, from.data(), length);
-    to[length] = '\0';
+    to[from.copy(to, Size - 1)] = '\0';
 }
 
 inline void fill_report(ErrorReport &report, ErrorCode code, std::string_view message,

@@ -32,7 +32,7 @@ Datum text_datum(const char *text) {
 Datum bytea_datum(ByteView bytes) {
     auto *copy = static_cast<bytea *>(palloc(VARHDRSZ + bytes.size()));
     SET_VARSIZE(copy, VARHDRSZ + bytes.size());
-    memcpy(VARDATA(copy), bytes.data(), bytes.size());
+    std::copy(bytes.begin(), bytes.end(), reinterpret_cast<std::uint8_t *>(VARDATA(copy)));
     return PointerGetDatum(copy);
 }
 
