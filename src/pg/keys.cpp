@@ -235,6 +235,9 @@ WrappedKeyRow *read_wrapped_key(const Datum *values) {
     row->key_id = static_cast<std::uint64_t>(DatumGetInt64(values[wrapped_column::key_id - 1]));
     row->server = TextDatumGetCString(values[wrapped_column::server - 1]);
     row->group_key = TextDatumGetCString(values[wrapped_column::group_key - 1]);
+    // a server or a group key, not both
+    if ((row->server[0] == '\0') == (row->group_key[0] == '\0'))
+        raise_corrupt_row("wrapped_key", "place");
     row->wrapped = copied_bytes(values[wrapped_column::wrapped - 1]);
     row->master_key = TextDatumGetCString(values[wrapped_column::master_key - 1]);
     row->master_key_version = TextDatumGetCString(values[wrapped_column::master_key_version - 1]);

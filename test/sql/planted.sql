@@ -79,6 +79,9 @@ SELECT regexp_replace(error_of($$SELECT envcrypt.decrypt(v) FROM told WHERE tena
 SELECT fault_of($$SELECT envcrypt.try_decrypt(v) FROM told WHERE tenant = 'member'$$);
 UPDATE envcrypt.tenant SET group_key = 'few' WHERE name = 'member';
 SELECT envcrypt.decrypt(v) FROM told WHERE tenant = 'member';
+UPDATE envcrypt.wrapped_key SET server = 'kms' WHERE group_key = 'few';
+SELECT fault_of($$SELECT envcrypt.decrypt(v) FROM told WHERE tenant = 'member'$$);
+UPDATE envcrypt.wrapped_key SET server = '' WHERE group_key = 'few';
 UPDATE envcrypt.data_key SET version = 2 WHERE tenant = 'few';
 SELECT fault_of($$SELECT envcrypt.create_tenant('another', 'kms', group_key => 'few')$$);
 UPDATE envcrypt.data_key SET version = 1 WHERE tenant = 'few';
