@@ -349,11 +349,19 @@ COMMENT ON FUNCTION envcrypt.decrypt(envcrypt.encrypted, text, text, text) IS
 CREATE FUNCTION envcrypt.try_decrypt(value envcrypt.encrypted, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_try_decrypt' LANGUAGE C STABLE COST 30 PARALLEL RESTRICTED;
 COMMENT ON FUNCTION envcrypt.try_decrypt(envcrypt.encrypted, text, text, text) IS
-    'As decrypt(), but NULL where the key is not available: denied, its KMS unreachable, throttled or misconfigured, its tenant disabled or destroyed. For reports across tenants. An error for everything else.';
+    'As decrypt(), but NULL where the key is not available: denied, its KMS unreachable, throttled or misconfigured, its tenant disabled or destroyed; or where the value is of another tenant than the one given. For reports across tenants. An error for everything else.';
 CREATE FUNCTION envcrypt.decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS anyelement
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt_as' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.decrypt_as(envcrypt.encrypted, anyelement, text, text, text) IS
     'The plaintext as a value of its type, which the second argument names: NULL::date. Otherwise as decrypt(). Errors: 42804 another type.';
+CREATE FUNCTION envcrypt.try_decrypt_as(value envcrypt.encrypted, type anyelement, associated_data text DEFAULT '', label text DEFAULT '', tenant text DEFAULT '') RETURNS anyelement
+    AS 'MODULE_PATHNAME', 'envcrypt_try_decrypt_as' LANGUAGE C STABLE COST 30 PARALLEL RESTRICTED;
+COMMENT ON FUNCTION envcrypt.try_decrypt_as(envcrypt.encrypted, anyelement, text, text, text) IS
+    'As decrypt_as(), but NULL where try_decrypt() gives NULL.';
+CREATE FUNCTION envcrypt.decrypt_in_row(value envcrypt.encrypted, type anyelement, tenant text, key_columns text, VARIADIC key "any") RETURNS anyelement
+    AS 'MODULE_PATHNAME', 'envcrypt_decrypt_in_row' LANGUAGE C STABLE COST 30 PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.decrypt_in_row(envcrypt.encrypted, anyelement, text, text, "any") IS
+    'As decrypt_as(value, type, tenant => tenant), for the views of view_ddl(): the error for a value of another tenant names the row by its key, of these columns and values.';
 
 CREATE FUNCTION envcrypt.inspect(value envcrypt.encrypted,
         OUT format integer, OUT algorithm text, OUT key_id text, OUT tenant text, OUT key_version integer,
@@ -365,7 +373,7 @@ COMMENT ON FUNCTION envcrypt.inspect(envcrypt.encrypted) IS
 CREATE FUNCTION envcrypt.declaration(typmod integer, OUT type text, OUT search text, OUT label text)
     AS 'MODULE_PATHNAME', 'envcrypt_declaration' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.declaration(integer) IS
-    'The parts of a column''s declaration, from its type modifier (pg_attribute.atttypmod); NULLs for -1. Errors: 22023.';
+    'The parts of a column''s declaration, from its type modifier (pg_attribute.atttypmod); NULLs for -1 and for what is no declaration. Ask only of columns of the type encrypted: a modifier of another type may look like a declaration.';
 
 CREATE FUNCTION envcrypt.raise_error(sqlstate text, message text, hint text) RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_raise_error' LANGUAGE C STRICT PARALLEL SAFE;
@@ -377,7 +385,7 @@ DECLARE
     f regprocedure;
 BEGIN
     FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace
-            AND p.prosrc OPERATOR(pg_catalog.=) ANY ('{envcrypt_encrypt,envcrypt_cast_from,envcrypt_cast_to,envcrypt_decrypt,envcrypt_decrypt_as,envcrypt_try_decrypt,envcrypt_search,envcrypt_search_column,envcrypt_matches,envcrypt_inspect}'::pg_catalog.text[]) LOOP
+            AND p.prosrc OPERATOR(pg_catalog.=) ANY ('{envcrypt_encrypt,envcrypt_cast_from,envcrypt_cast_to,envcrypt_decrypt,envcrypt_decrypt_as,envcrypt_decrypt_in_row,envcrypt_try_decrypt,envcrypt_try_decrypt_as,envcrypt_search,envcrypt_search_column,envcrypt_matches,envcrypt_inspect}'::pg_catalog.text[]) LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     END LOOP;
 END $$;
@@ -592,15 +600,24 @@ REVOKE ALL ON FUNCTION envcrypt.count_values(regclass, name) FROM PUBLIC;
 CREATE FUNCTION envcrypt.written_here(xid) RETURNS boolean
     AS 'MODULE_PATHNAME', 'envcrypt_written_here' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION envcrypt.written_here(xid) IS 'Whether the transaction under way, or a subtransaction of it, has that id: of a row''s xmin, for the triggers of view_ddl().';
+CREATE FUNCTION envcrypt.reads_table(view oid, schema name, "table" name) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'envcrypt_reads_table' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION envcrypt.reads_table(oid, name, name) IS 'Whether the FROM of the view names the table that has this name now: the triggers of view_ddl() write to a table by its name.';
 
-CREATE FUNCTION envcrypt.view_ddl("table" regclass, tenant_column name DEFAULT '') RETURNS text
+CREATE FUNCTION envcrypt.view_ddl("table" regclass, tenant_column name DEFAULT '', unavailable text DEFAULT 'error') RETURNS text
     LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $view_ddl$
 WITH col AS (
-    SELECT a.attnum, a.attname, a.atttypid, quote_ident(a.attname) AS name, CASE WHEN d.search IS NOT NULL THEN (SELECT left(a.attname, n) FROM generate_series(53, 0, -1) n WHERE octet_length(left(a.attname, n)) <= 53 LIMIT 1) || '_encrypted' END AS raw_name,
+    SELECT a.attnum, a.attname, a.atttypid,
+        -- NEW.by is no field to PL/pgSQL, whose reserved words these are
+        CASE WHEN a.attname ~ '^(all|begin|by|case|declare|else|end|execute|for|foreach|from|if|in|into|loop|not|null|or|strict|then|to|using|when|while)$'
+            THEN '"' || a.attname || '"' ELSE quote_ident(a.attname) END AS name,
+        CASE WHEN d.search IS NOT NULL THEN (SELECT left(a.attname, n) FROM generate_series(53, 0, -1) n WHERE octet_length(left(a.attname, n)) <= 53 LIMIT 1) || '_encrypted' END AS raw_name,
         format_type(a.atttypid, a.atttypmod) AS own_type, d.type, d.search, d.label,
         d.type IS NOT NULL AS is_plain, a.attgenerated <> '' OR a.attidentity = 'a' AS is_given,
         CASE WHEN a.attgenerated <> '' OR a.attidentity = 'a' THEN NULL
-            WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(a.attrelid::regclass::text, a.attname))
+            -- a partition may use its root's sequence
+            WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', coalesce(pg_get_serial_sequence(a.attrelid::regclass::text, a.attname),
+                pg_get_serial_sequence(pg_partition_root(a.attrelid)::text, a.attname)))
             ELSE pg_get_expr(x.adbin, x.adrelid) END AS default_,
         -- of plaintext, which the assignment cast encrypts
         EXISTS (SELECT FROM pg_proc p WHERE p.oid::text = substring(x.adbin::text, '^\{FUNCEXPR :funcid (\d+)') AND p.prosrc = 'envcrypt_cast_from'
@@ -609,42 +626,59 @@ WITH col AS (
     FROM pg_attribute a
     LEFT JOIN pg_attrdef x ON x.adrelid = a.attrelid AND x.adnum = a.attnum
     LEFT JOIN pg_constraint k ON k.conrelid = a.attrelid AND k.contype = 'p'
-    LEFT JOIN LATERAL envcrypt.declaration(a.atttypmod) d ON a.atttypid = 'envcrypt.encrypted'::regtype
+    -- a join condition would not keep other types' modifiers away from it
+    LEFT JOIN LATERAL envcrypt.declaration(CASE WHEN a.atttypid = 'envcrypt.encrypted'::regtype THEN a.atttypmod ELSE -1 END) d ON true
     WHERE a.attrelid = "table" AND a.attnum > 0 AND NOT a.attisdropped
+), of_row AS (
+    SELECT string_agg(attname, ', ' ORDER BY attnum) FILTER (WHERE in_key) AS key_names, string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE in_key) AS key_values,
+        max(name) FILTER (WHERE attname = tenant_column) AS tenant
+    FROM col
 ), written AS (
-    SELECT *, quote_ident(raw_name) AS raw, CASE WHEN is_plain THEN format('envcrypt.encrypt(NEW.%s::%s%s%s%s)', name, type,
-            CASE WHEN tenant_column <> '' THEN format(', tenant => NEW.%I::text', tenant_column) END,
+    SELECT col.*, quote_ident(raw_name) AS raw, CASE WHEN is_plain THEN format('envcrypt.encrypt(NEW.%s::%s%s%s%s)', name, type,
+            CASE WHEN tenant_column <> '' THEN format(', tenant => NEW.%s::text', tenant) END,
             CASE WHEN label IS NOT NULL THEN format(', label => %L', label) END,
             CASE WHEN search IS NOT NULL THEN format(', search => %L', search) END)
         ELSE 'NEW.' || name END AS new_value,
         CASE WHEN NOT is_plain THEN 't.' || name
-            WHEN type <> 'text' AND (type = 'jsonb' OR tenant_column <> '') THEN format('envcrypt.decrypt_as(t.%s, NULL::%s%s)', name, type,
-                CASE WHEN tenant_column <> '' THEN format(', tenant => t.%I::text', tenant_column) END)
-            WHEN type = 'text' THEN format('envcrypt.decrypt(t.%s%s)', name,
-                CASE WHEN tenant_column <> '' THEN format(', tenant => t.%I::text', tenant_column) END)
+            WHEN unavailable = 'null' THEN format('envcrypt.try_decrypt_as(t.%s, NULL::%s%s)', name, type,
+                CASE WHEN tenant_column <> '' THEN format(', tenant => t.%s::text', tenant) END)
+            WHEN tenant_column <> '' THEN format('envcrypt.decrypt_in_row(t.%s, NULL::%s, t.%s::text, %L, %s)', name, type, tenant, key_names, key_values)
+            WHEN type = 'text' THEN format('envcrypt.decrypt(t.%s)', name)
+            WHEN type = 'jsonb' THEN format('envcrypt.decrypt_as(t.%s, NULL::jsonb)', name)
             ELSE format('t.%s::%s', name, type) END AS shown,
-        format('ROW(NEW.%1$s)::record OPERATOR(pg_catalog.*<>) ROW(OLD.%1$s)::record', name) AS is_changed
-    FROM col
+        format('ROW(NEW.%1$s)::record OPERATOR(pg_catalog.*<>) ROW(OLD.%1$s)::record', name) AS is_changed,
+        format('NEW.%1$s IS DISTINCT FROM OLD.%1$s', tenant) AS is_moved
+    FROM col, of_row
 ), rel AS (
-    SELECT format('%I.%I', n.nspname, c.relname) AS base, format('%I.%I', n.nspname, (SELECT left(c.relname, n) FROM generate_series(57, 0, -1) n WHERE octet_length(left(c.relname, n)) <= 57 LIMIT 1) || '_plain') AS view,
+    SELECT n.nspname AS schema_name, c.relname AS table_name, format('%I.%I', n.nspname, c.relname) AS base, format('%I.%I', n.nspname, (SELECT left(c.relname, n) FROM generate_series(57, 0, -1) n WHERE octet_length(left(c.relname, n)) <= 57 LIMIT 1) || '_plain') AS view,
         format('%I.%I', n.nspname, (SELECT left(c.relname, n) FROM generate_series(51, 0, -1) n WHERE octet_length(left(c.relname, n)) <= 51 LIMIT 1) || '_plain_write') AS function
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = "table"
 ), part AS (
-    SELECT string_agg(shown || CASE WHEN is_plain THEN ' AS ' || name ELSE '' END
-            || CASE WHEN search IS NOT NULL THEN format(', t.%s AS %s', name, raw) ELSE '' END, E',\n        ' ORDER BY attnum) AS selected,
+    SELECT concat_ws(E',\n        ', string_agg(shown || CASE WHEN is_plain THEN ' AS ' || name ELSE '' END, E',\n        ' ORDER BY attnum),
+            string_agg(format('t.%s AS %s', name, raw), E',\n        ' ORDER BY attnum) FILTER (WHERE raw IS NOT NULL)) AS selected,
         string_agg(name, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS names,
         string_agg(new_value, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS inserted,
-        string_agg(CASE WHEN is_plain THEN format('%1$s = CASE WHEN %2$s%3$s THEN %4$s ELSE t.%1$s END', name, is_changed,
-                CASE WHEN tenant_column <> '' THEN format(' OR NEW.%1$I IS DISTINCT FROM OLD.%1$I', tenant_column) ELSE '' END, new_value)
-            ELSE format('%1$s = CASE WHEN %2$s THEN NEW.%1$s ELSE t.%1$s END', name, is_changed) END, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS updated,
+        string_agg(CASE WHEN NOT is_plain THEN format('%1$s = CASE WHEN %2$s THEN NEW.%1$s ELSE t.%1$s END', name, is_changed)
+            WHEN tenant_column = '' THEN format('%1$s = CASE WHEN %2$s THEN %3$s ELSE t.%1$s END', name, is_changed, new_value)
+            WHEN unavailable = 'error' THEN format('%1$s = CASE WHEN %2$s OR %3$s THEN %4$s ELSE t.%1$s END', name, is_changed, is_moved, new_value)
+            -- what is not available looks like NULL, and must not become it
+            ELSE format('%1$s = CASE WHEN %2$s THEN %4$s WHEN NOT (%3$s) THEN t.%1$s WHEN OLD.%1$s IS NULL AND t.%1$s IS NOT NULL THEN envcrypt.raise_error(%5$L, %6$L, %7$L)::envcrypt.encrypted ELSE %4$s END',
+                name, is_changed, is_moved, new_value, '55000', format('the value of column "%s" is not available, so the row cannot move to another tenant', attname),
+                'Give the column a value, or move the row when the value can be decrypted.') END, E',\n            ' ORDER BY attnum) FILTER (WHERE NOT is_given) AS updated,
         string_agg(format('t.%1$s = OLD.%1$s', name), ' AND ' ORDER BY attnum) FILTER (WHERE in_key) AS found,
         format('(ROW(%s)::record OPERATOR(pg_catalog.*=) ROW(%s)::record OR envcrypt.written_here(t.xmin))',
             string_agg(CASE WHEN search IS NOT NULL THEN 't.' || name ELSE shown END, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given),
             string_agg('OLD.' || CASE WHEN search IS NOT NULL THEN raw ELSE name END, ', ' ORDER BY attnum) FILTER (WHERE NOT is_given)) AS is_same,
-        string_agg('NEW.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given,
         string_agg('NEW.' || coalesce(raw, name), ', ' ORDER BY attnum) FILTER (WHERE is_given OR search IS NOT NULL) AS returned,
         string_agg('t.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given OR search IS NOT NULL) AS returned_from,
-        string_agg(is_changed, ' OR ' ORDER BY attnum) FILTER (WHERE is_given) AS given_is_changed,
+        format('ROW(%s)::record OPERATOR(pg_catalog.*<>) ROW(%s)::record', string_agg('NEW.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given),
+            string_agg('OLD.' || name, ', ' ORDER BY attnum) FILTER (WHERE is_given)) AS given_is_changed,
+        format('ROW(%s)::record OPERATOR(pg_catalog.*<>) ROW(%s)::record', string_agg('NEW.' || raw, ', ' ORDER BY attnum) FILTER (WHERE raw IS NOT NULL),
+            string_agg('OLD.' || raw, ', ' ORDER BY attnum) FILTER (WHERE raw IS NOT NULL)) AS raw_is_changed,
+        string_agg(format('WHEN ROW(NEW.%1$s)::record OPERATOR(pg_catalog.*<>) ROW(OLD.%1$s)::record THEN %2$L', raw,
+            format('column "%s" of the view cannot be written: write the plaintext to column "%s"', raw_name, attname)), E'\n                ' ORDER BY attnum)
+            FILTER (WHERE raw IS NOT NULL) AS raw_messages,
+        count(*) + count(raw) AS view_columns,
         string_agg(attname, ', ' ORDER BY attnum) FILTER (WHERE is_given) AS given_names,
         bool_or(is_plain) AS any_plain,
         bool_or(in_key AND is_plain) AS encrypted_key
@@ -666,12 +700,22 @@ SELECT CASE
         envcrypt.raise_error('42703', format('table %s has no column "%s"', base, tenant_column), 'Name the column that holds the row''s tenant.')
     WHEN EXISTS (SELECT FROM col WHERE attname = tenant_column AND atttypid = 'envcrypt.encrypted'::regtype) THEN
         envcrypt.raise_error('42809', format('column "%s" of table %s is encrypted', tenant_column, base), 'The tenant decides which key decrypts: it must be readable.')
+    WHEN unavailable NOT IN ('error', 'null') THEN envcrypt.raise_error('22023', format('invalid value for unavailable: "%s"', unavailable),
+        'Give error, or null.')
     WHEN EXISTS (SELECT FROM col a JOIN col b ON a.attname = b.raw_name) THEN
         envcrypt.raise_error('42701', format('table %s has a column "%s" already', base, (SELECT a.attname FROM col a JOIN col b ON a.attname = b.raw_name LIMIT 1)),
             'The view needs this name for the ciphertext of a searchable column: rename the column.')
-    ELSE format($ddl$-- Plaintext to whoever may decrypt: the view runs as the caller. Write to its plaintext columns; the columns *_encrypted are
--- there to be searched: WHERE envcrypt.matches(..._encrypted, value). Who inserts needs the privileges of the table, and USAGE on
--- the sequences of its identity columns. A row that another transaction changed meanwhile is not written over: 40001.
+    WHEN EXISTS (SELECT FROM col a JOIN col b ON a.attnum < b.attnum AND a.raw_name = b.raw_name) THEN
+        envcrypt.raise_error('42701', (SELECT format('columns "%s" and "%s" of table %s would share the name "%s" in the view', a.attname, b.attname, base, a.raw_name)
+                FROM col a JOIN col b ON a.attnum < b.attnum AND a.raw_name = b.raw_name LIMIT 1),
+            'The view needs a name for the ciphertext of each searchable column, which is cut to 63 bytes: rename one of the columns.')
+    WHEN view_columns > 1600 THEN
+        envcrypt.raise_error('54011', format('the view of table %s would have %s columns, and PostgreSQL allows 1600', base, view_columns),
+            'It needs one column for each of the table and another for each that is searchable: write a view of fewer columns.')
+    ELSE format($ddl$-- Plaintext to whoever may decrypt: the view runs as the caller. Write to its plaintext columns; the columns *_encrypted at the
+-- end are there to be searched only: WHERE envcrypt.matches(..._encrypted, value). Who inserts needs the privileges of the
+-- table, and USAGE on the sequences of its identity columns. A row that another transaction changed meanwhile is not written
+-- over: 40001.
 CREATE VIEW %1$s WITH (security_invoker = true) AS
     SELECT %2$s
     FROM %3$s t;
@@ -680,6 +724,11 @@ CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON %1$s
     FOR EACH ROW EXECUTE FUNCTION %5$s();
 $ddl$, view, selected, base, defaults.ddl, function, format($body$
 BEGIN
+    IF NOT envcrypt.reads_table(TG_RELID, %9$L, %10$L) THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'view "' || TG_TABLE_NAME || %11$L,
+            DETAIL = 'The table was renamed after view_ddl() wrote the view: nothing is written.',
+            HINT = 'Drop the view and the trigger''s function, run the DDL of view_ddl() for the renamed table, and rename the new view.';
+    END IF;
 %8$s    IF TG_OP = 'INSERT' THEN
         INSERT INTO %1$s AS t (%2$s) VALUES
             (%3$s)%4$s;
@@ -700,15 +749,22 @@ BEGIN
     RETURN NULL;
 END 
 $body$, base, names, inserted, ' RETURNING ' || returned_from || ' INTO ' || returned, updated, found, is_same,
-            CASE WHEN given IS NOT NULL THEN format($check$    IF TG_OP = 'INSERT' AND num_nonnulls(%1$s) > 0 OR TG_OP = 'UPDATE' AND (%2$s) THEN
-        RAISE generated_always USING MESSAGE = %3$L, HINT = 'Leave them out.';
+            -- OLD is NULL in an INSERT
+            CASE WHEN given_names IS NOT NULL THEN format($check$    IF TG_OP <> 'DELETE' AND %1$s THEN
+        RAISE generated_always USING MESSAGE = %2$L, HINT = 'Leave them out.';
     END IF;
-$check$, given, given_is_changed, 'the table gives these columns their values itself: ' || given_names) END))
+$check$, given_is_changed, 'the table gives these columns their values itself: ' || given_names) ELSE '' END
+            || CASE WHEN raw_messages IS NOT NULL THEN format($check$    IF TG_OP <> 'DELETE' AND %1$s THEN
+        RAISE generated_always USING MESSAGE = CASE
+                %2$s END,
+            DETAIL = 'It shows the ciphertext, to be searched.', HINT = 'Name the columns of an INSERT, where SELECT * would give it a value.';
+    END IF;
+$check$, raw_is_changed, raw_messages) ELSE '' END, schema_name, table_name, format('" does not read table %s, to which its trigger writes', base)))
     END
 FROM part LEFT JOIN rel ON true, defaults
 $view_ddl$;
-COMMENT ON FUNCTION envcrypt.view_ddl(regclass, name) IS
-    'The DDL of a view TABLE_plain whose columns have the plaintext types, with triggers that encrypt what is written to it, by the tenant that tenant_column of the row names or else envcrypt.tenant. Run it; it is yours. Errors: 42809 no declared column or primary key, encrypted tenant_column, 42703 no tenant_column, 42701 names.';
+COMMENT ON FUNCTION envcrypt.view_ddl(regclass, name, text) IS
+    'The DDL of a view TABLE_plain whose columns have the plaintext types, with triggers that encrypt what is written to it, by the tenant that tenant_column of the row names or else envcrypt.tenant. unavailable says what the view shows of a value that cannot be decrypted now, or is of another tenant than its row: error, or null. Run it; it is yours. Errors: 42809 no declared column or primary key, encrypted tenant_column, 42703 no tenant_column, 42701 names, 54011 too many columns, 22023 unavailable.';
 
 REVOKE ALL ON FUNCTION
     envcrypt.grant_access(regrole, text[]), envcrypt.revoke_access(regrole, text[]),

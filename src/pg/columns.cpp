@@ -1,5 +1,5 @@
-// count_values(): under which keys the values of a column are encrypted; and written_here(), which
-// the triggers of view_ddl() ask.
+// count_values(): under which keys the values of a column are encrypted; and written_here() and
+// reads_table(), which the triggers of view_ddl() ask.
 #include "pg/keys.hpp"
 #include "pg/rights.hpp"
 #include "pg/type.hpp"
@@ -65,6 +65,23 @@ ENVCRYPT_FUNCTION(envcrypt_count_values) {
 // written_here(xid)
 ENVCRYPT_FUNCTION(envcrypt_written_here) {
     PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
+}
+
+// reads_table(view, schema, table): for each row that a trigger writes, so it asks the caches only.
+ENVCRYPT_FUNCTION(envcrypt_reads_table) {
+    const Oid table = get_relname_relid(NameStr(*PG_GETARG_NAME(2)),
+                                        get_namespace_oid(NameStr(*PG_GETARG_NAME(1)), true));
+    const Relation view = table_open(PG_GETARG_OID(0), AccessShareLock);
+    bool reads = false;
+    if (OidIsValid(table) && table != PG_GETARG_OID(0) && view->rd_rel->relkind == RELKIND_VIEW) {
+        ListCell *cell;
+        foreach (cell, get_view_query(view)->rtable) {
+            const RangeTblEntry *entry = lfirst_node(RangeTblEntry, cell);
+            reads = reads || (entry->rtekind == RTE_RELATION && entry->relid == table);
+        }
+    }
+    table_close(view, AccessShareLock);
+    PG_RETURN_BOOL(reads);
 }
 
 }  // namespace envcrypt::pg

@@ -22,8 +22,9 @@ struct OpeningSite {
     keyring::Subkey *subkey;
     std::uint64_t subkey_serial;
     bool knows_label;
-    value::Label label;  // that the argument's declaration names
-    Oid result;          // of a cast
+    value::Label label;    // that the argument's declaration names
+    Oid result;            // of a cast
+    FunctionCallInfo row;  // of decrypt_in_row(): whose arguments are the row's key
 };
 
 struct SealingSite {
@@ -87,12 +88,35 @@ keyring::Subkey *opening_subkey(OpeningSite &site, Oid right, const value::Parse
     pg_unreachable();
 }
 
-[[noreturn]] void raise_wrong_tenant(const char *tenant, ByteView expected) {
-    ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
-                    errmsg("the value belongs to tenant \"%s\", not \"%s\"", tenant,
-                           pnstrdup(reinterpret_cast<const char *>(expected.data()),
-                                    static_cast<int>(expected.size()))),
-                    errdetail("It was moved from one tenant's row to another's.")));
+// The argument of decrypt_in_row() that names the columns of the row's key; their values follow.
+constexpr int kKeyColumns = 3;
+
+// The row's key as PostgreSQL writes one: Key (a, b)=(1, 2).
+const char *key_text(FunctionCallInfo row) {
+    StringInfoData key;
+    initStringInfo(&key);
+    appendStringInfo(&key, "Key (%s)=(", TextDatumGetCString(row->args[kKeyColumns].value));
+    for (int i = kKeyColumns + 1; i < row->nargs; ++i) {
+        if (i > kKeyColumns + 1) appendStringInfoString(&key, ", ");
+        Oid output;
+        bool is_varlena;
+        getTypeOutputInfo(get_fn_expr_argtype(row->flinfo, i), &output, &is_varlena);
+        appendStringInfoString(
+            &key, row->args[i].isnull ? "null" : OidOutputFunctionCall(output, row->args[i].value));
+    }
+    appendStringInfoChar(&key, ')');
+    return key.data;
+}
+
+[[noreturn]] void raise_wrong_tenant(const char *tenant, ByteView expected, FunctionCallInfo row) {
+    ereport(ERROR,
+            (errcode(ERRCODE_DATA_EXCEPTION),
+             errmsg("the value belongs to tenant \"%s\", not \"%s\"", tenant,
+                    pnstrdup(reinterpret_cast<const char *>(expected.data()),
+                             static_cast<int>(expected.size()))),
+             row == nullptr ? errdetail("It was moved from one tenant's row to another's.")
+                            : errdetail("It was moved from one tenant's row to another's: %s.",
+                                        key_text(row))));
     pg_unreachable();
 }
 
@@ -119,8 +143,10 @@ bytea *open_value(OpeningSite &site, Oid right, const value::Parsed &parsed, val
     follow_epoch();
     keyring::Subkey *subkey = opening_subkey(site, right, parsed, unavailable);
     if (unlikely(subkey == nullptr)) return nullptr;
-    if (!tenant.empty() && as_text(tenant) != site.site.key->tenant)
-        raise_wrong_tenant(site.site.key->tenant.c_str(), tenant);
+    if (!tenant.empty() && as_text(tenant) != site.site.key->tenant) {
+        if (unavailable == Unavailable::is_null) return nullptr;
+        raise_wrong_tenant(site.site.key->tenant.c_str(), tenant, site.row);
+    }
     const std::size_t size = parsed.plaintext_size();
     auto *plaintext = static_cast<bytea *>(palloc(VARHDRSZ + size));
     SET_VARSIZE(plaintext, VARHDRSZ + size);
@@ -317,7 +343,8 @@ ENVCRYPT_FUNCTION(envcrypt_decrypt) {
     return decrypt_text(fcinfo, Unavailable::raise);
 }
 
-// try_decrypt(value, associated_data, label, tenant): NULL where the key is not available.
+// try_decrypt(value, associated_data, label, tenant): NULL where the key is not available, or the
+// value is of another tenant.
 ENVCRYPT_FUNCTION(envcrypt_try_decrypt) {
     return decrypt_text(fcinfo, Unavailable::is_null);
 }
@@ -331,19 +358,44 @@ static void require_type(value::Type type, Oid wanted) {
                             value::type_name(type))));
 }
 
-// decrypt_as(value, NULL::T, associated_data, label, tenant): the plaintext as a T.
-ENVCRYPT_FUNCTION(envcrypt_decrypt_as) {
-    const ByteView associated = optional_text(fcinfo, 2, "associated_data");
-    const ByteView label = optional_text(fcinfo, 3, "label");
-    const ByteView tenant = optional_text(fcinfo, 4, "tenant");
+static Datum decrypt_typed(FunctionCallInfo fcinfo, ByteView associated, value::Label label,
+                           ByteView tenant, Unavailable unavailable) {
     if (PG_ARGISNULL(0)) PG_RETURN_NULL();
     auto &site = call_site<OpeningSite>(fcinfo->flinfo);
     if (unlikely(!OidIsValid(site.result))) site.result = get_fn_expr_argtype(fcinfo->flinfo, 1);
     value::Type type;
-    bytea *plaintext = open_argument(fcinfo, read_label(label),
-                                     to_utf8(associated, "associated_data"), tenant, &type);
+    bytea *plaintext = open_argument(fcinfo, label, associated, tenant, &type, unavailable);
+    if (unlikely(plaintext == nullptr)) PG_RETURN_NULL();
     require_type(type, site.result);
     PG_RETURN_DATUM(from_plaintext(type, plaintext));
+}
+
+static Datum decrypt_as(FunctionCallInfo fcinfo, Unavailable unavailable) {
+    const ByteView associated = optional_text(fcinfo, 2, "associated_data");
+    const ByteView label = optional_text(fcinfo, 3, "label");
+    const ByteView tenant = optional_text(fcinfo, 4, "tenant");
+    return decrypt_typed(fcinfo, to_utf8(associated, "associated_data"), read_label(label), tenant,
+                         unavailable);
+}
+
+// decrypt_as(value, NULL::T, associated_data, label, tenant): the plaintext as a T.
+ENVCRYPT_FUNCTION(envcrypt_decrypt_as) {
+    return decrypt_as(fcinfo, Unavailable::raise);
+}
+
+// try_decrypt_as(value, NULL::T, associated_data, label, tenant): NULL where try_decrypt() gives
+// it.
+ENVCRYPT_FUNCTION(envcrypt_try_decrypt_as) {
+    return decrypt_as(fcinfo, Unavailable::is_null);
+}
+
+// decrypt_in_row(value, NULL::T, tenant, key_columns, key ...): the plaintext as a T. The key goes
+// into an error only.
+ENVCRYPT_FUNCTION(envcrypt_decrypt_in_row) {
+    const ByteView tenant = optional_text(fcinfo, 2, "tenant");
+    optional_text(fcinfo, kKeyColumns, "key_columns");
+    call_site<OpeningSite>(fcinfo->flinfo).row = fcinfo;
+    return decrypt_typed(fcinfo, {}, 0, tenant, Unavailable::raise);
 }
 
 // The explicit casts, strict.

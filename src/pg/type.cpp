@@ -221,7 +221,8 @@ ENVCRYPT_FUNCTION(envcrypt_typmod_out) {
     PG_RETURN_CSTRING(declaration_name(declaration_of(PG_GETARG_INT32(0))) + strlen("encrypted"));
 }
 
-// declaration(typmod): its parts, for the view columns.
+// declaration(typmod): its parts, for the view columns. The planner may ask for modifiers of other
+// types before it applies a condition, so what is no declaration is no error.
 ENVCRYPT_FUNCTION(envcrypt_declaration) {
     TupleDesc descriptor;
     if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
@@ -229,14 +230,14 @@ ENVCRYPT_FUNCTION(envcrypt_declaration) {
                         errmsg("declaration() must be called where a record is accepted")));
     Datum values[3] = {};
     bool nulls[3] = {true, true, true};
-    if (PG_GETARG_INT32(0) != kNoTypmod) {
-        const value::Declaration declaration = declaration_of(PG_GETARG_INT32(0));
-        values[0] = CStringGetTextDatum(value::type_name(declaration.type));
-        values[1] = CStringGetTextDatum(value::search_word(declaration.search));
-        values[2] = CStringGetTextDatum(label_name(declaration.label));
+    const std::optional<value::Declaration> declaration = value::from_typmod(PG_GETARG_INT32(0));
+    if (declaration) {
+        values[0] = CStringGetTextDatum(value::type_name(declaration->type));
+        values[1] = CStringGetTextDatum(value::search_word(declaration->search));
+        values[2] = CStringGetTextDatum(label_name(declaration->label));
         nulls[0] = false;
-        nulls[1] = declaration.search == value::SearchMode::none;
-        nulls[2] = declaration.label == 0;
+        nulls[1] = declaration->search == value::SearchMode::none;
+        nulls[2] = declaration->label == 0;
     }
     PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }

@@ -26,6 +26,7 @@ $dba->value("CREATE SERVER kms FOREIGN DATA WRAPPER envcrypt_local OPTIONS (key_
 $dba->value("SET envcrypt.tenant = 'acme'; CREATE TABLE every (id int PRIMARY KEY, "
 	  . join(', ', map { "\"$_\" envcrypt.encrypted('$_', every)" } @types) . ");
 	INSERT INTO every VALUES (1, " . join(', ', map { "$value{$_}::$_" } @types) . ");
+	CREATE TABLE note (id int PRIMARY KEY, size varchar(9), note envcrypt.encrypted(text, searchable, note));
 	CREATE TABLE person (ssn envcrypt.encrypted(text, searchable, ssn) PRIMARY KEY, mail envcrypt.encrypted(text, searchable_nocase, mail),
 		phone envcrypt.encrypted(text, searchable_digits, 'order'), born envcrypt.encrypted(date, searchable, born));
 	CREATE INDEX person_mail ON person USING hash (mail); CREATE INDEX person_phone ON person (phone); CREATE UNIQUE INDEX person_born ON person (born);
@@ -35,6 +36,7 @@ $dba->value("SET envcrypt.tenant = 'acme'; CREATE TABLE every (id int PRIMARY KE
 	CREATE INDEX ON visit (ssn);
 	INSERT INTO visit SELECT n, (1 + n % 100)::text, n FROM generate_series(1, 1000) n;
 	ANALYZE person, visit");
+$dba->value($dba->value("SELECT envcrypt.view_ddl('note')"));
 
 # What every copy of the database must show, once it has the key.
 my $decrypted = 'SELECT md5(concat_ws(chr(10), ' . join(', ', map { "envcrypt.decrypt(\"$_\")" } @types) . ')) FROM every';
@@ -98,6 +100,10 @@ for my $database ('restored', 'latin')
 $dba->value('SELECT envcrypt.forget_keys()');
 rename "$key_file.away", $key_file or die;
 is_whole($node, 'restored', 'restored by four jobs');
+my $restored = Envcrypt::Session->new($node, database => 'restored');
+works($restored, "SET envcrypt.tenant = 'acme'; INSERT INTO note_plain VALUES (1, 'one', 'by view'); UPDATE note_plain SET note = note || '!'; SELECT size, note FROM note_plain",
+	'one|by view!', 'the view of view_ddl() writes to the restored table');
+$restored->close;
 my $latin = Envcrypt::Session->new($node, database => 'latin');
 $latin->value("SET envcrypt.tenant = 'acme'; SET client_encoding = UTF8");
 works($latin, $found, '1|1|1|1|20|100', 'restored into LATIN1: what is found');
