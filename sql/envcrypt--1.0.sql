@@ -803,7 +803,7 @@ COMMENT ON FUNCTION envcrypt.guard_unique() IS 'Warns of unique indexes and keys
 CREATE EVENT TRIGGER envcrypt_guard_unique ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'CREATE INDEX', 'ALTER TABLE')
     EXECUTE FUNCTION envcrypt.guard_unique();
 CREATE EVENT TRIGGER envcrypt_guard_command ON ddl_command_start
-    WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED', 'ALTER SERVER', 'ALTER EXTENSION', 'ALTER SCHEMA',
+    WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP SERVER', 'DROP OWNED', 'ALTER SERVER', 'ALTER EXTENSION', 'ALTER SCHEMA',
         'ALTER TABLE', 'ALTER INDEX', 'CREATE INDEX', 'CREATE TRIGGER')
     EXECUTE FUNCTION envcrypt.guard_command();
 ALTER EVENT TRIGGER envcrypt_guard_command ENABLE ALWAYS;

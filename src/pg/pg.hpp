@@ -118,6 +118,31 @@ inline bool may_execute(Oid function, Oid user) {
 #endif
 }
 
+// Whether the user may drop or rename the object: as owner, by membership in it, or as superuser.
+inline bool owns_extension(Oid extension, Oid user) {
+#if PG_VERSION_NUM >= 160000
+    return object_ownercheck(ExtensionRelationId, extension, user);
+#else
+    return pg_extension_ownercheck(extension, user);
+#endif
+}
+
+inline bool owns_schema(Oid schema, Oid user) {
+#if PG_VERSION_NUM >= 160000
+    return object_ownercheck(NamespaceRelationId, schema, user);
+#else
+    return pg_namespace_ownercheck(schema, user);
+#endif
+}
+
+inline bool owns_server(Oid server, Oid user) {
+#if PG_VERSION_NUM >= 160000
+    return object_ownercheck(ForeignServerRelationId, server, user);
+#else
+    return pg_foreign_server_ownercheck(server, user);
+#endif
+}
+
 // The transaction that a process has under way, as it numbers them itself; invalid outside of one.
 inline LocalTransactionId transaction_of(const PGPROC &process) {
 #if PG_VERSION_NUM >= 170000

@@ -50,6 +50,8 @@ ENVCRYPT_ACT(envcrypt_rename_server, "rename_server") {
         ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("invalid server name"),
                         errdetail("It has 1 to %d bytes.", NAMEDATALEN - 1)));
     const Place place = place_of(from);
+    if (!owns_server(place.server, GetUserId()))
+        aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, from);
     refuse_referenced(from);
     // waits for whoever is about to wrap a key there
     LockDatabaseObject(ForeignServerRelationId, place.server, 0, AccessExclusiveLock);

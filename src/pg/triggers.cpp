@@ -21,8 +21,7 @@ bool keys_exist() {
     const Oid table = OidIsValid(schema) ? get_relname_relid("wrapped_key", schema) : InvalidOid;
     // where it cannot be looked up, nothing may be lost
     if (!OidIsValid(table)) return true;
-    // waits for those who are about to commit a key, and for no reader: whoever may not drop
-    // anything gets here too
+    // waits for those who are about to commit a key, and for no reader
     LockRelationOid(table, ShareLock);
     return any_wrapped_key(nullptr);
 }
@@ -70,9 +69,34 @@ Oid schema_owner() {
     return owner;
 }
 
+// Event triggers run before PostgreSQL checks who issued the command. What waits for others or
+// locks them out is left to those who may carry it out; PostgreSQL refuses everybody else.
+
+// PostgreSQL itself locks a server before it checks who drops or renames it, and whoever makes keys
+// would queue behind. So this raises its error before.
+void require_server_owner(const char *name) {
+    const Oid server = get_foreign_server_oid(name, true);
+    if (OidIsValid(server) && !owns_server(server, GetUserId()))
+        aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);
+}
+
+bool owns_envcrypt_extension() {
+    const Oid extension = get_extension_oid("envcrypt", true);
+    return OidIsValid(extension) && owns_extension(extension, GetUserId());
+}
+
 void check_drop(DropStmt *drop) {
+    if (drop->removeType == OBJECT_FOREIGN_SERVER) {
+        ListCell *cell;
+        foreach (cell, drop->objects) require_server_owner(strVal(lfirst(cell)));
+    }
     if (drop->removeType != OBJECT_EXTENSION && drop->removeType != OBJECT_SCHEMA) return;
-    if (!names_envcrypt(drop->objects) || !keys_exist()) return;
+    if (!names_envcrypt(drop->objects)) return;
+    const Oid schema = get_namespace_oid("envcrypt", true);
+    const bool may_drop = drop->removeType == OBJECT_EXTENSION
+                              ? owns_envcrypt_extension()
+                              : OidIsValid(schema) && owns_schema(schema, GetUserId());
+    if (!may_drop || !keys_exist()) return;
     refuse_loss(drop->removeType == OBJECT_EXTENSION ? "drop extension envcrypt"
                                                      : "drop schema envcrypt");
 }
@@ -149,6 +173,7 @@ void check_rename(RenameStmt *rename) {
         is_key_table(rename->relation))
         refuse_rename();
     if (rename->renameType == OBJECT_FOREIGN_SERVER) {
+        require_server_owner(strVal(rename->object));
         const Oid server = get_foreign_server_oid(strVal(rename->object), true);
         if (OidIsValid(server))
             LockDatabaseObject(ForeignServerRelationId, server, 0, AccessExclusiveLock);
@@ -161,11 +186,13 @@ void check_drop_owned(DropOwnedStmt *drop) {
     const Oid extension = extension_owner();
     const Oid schema = schema_owner();
     ListCell *cell;
+    bool owner_named = false;
     foreach (cell, drop->roles) {
         const Oid role = get_rolespec_oid(static_cast<RoleSpec *>(lfirst(cell)), true);
-        if (OidIsValid(role) && (role == extension || role == schema) && keys_exist())
-            refuse_loss("drop what the owner of extension envcrypt owns");
+        if (!OidIsValid(role) || !has_privs_of_role(GetUserId(), role)) return;
+        owner_named = owner_named || role == extension || role == schema;
     }
+    if (owner_named && keys_exist()) refuse_loss("drop what the owner of extension envcrypt owns");
 }
 
 }  // namespace
@@ -182,8 +209,9 @@ ENVCRYPT_FUNCTION(envcrypt_keys_changed) {
     return PointerGetDatum(nullptr);
 }
 
-// ddl_command_start: DROP EXTENSION, DROP SCHEMA, DROP OWNED, ALTER EXTENSION ... DROP, renames of
-// the schema, the tables, ALTER SERVER ... RENAME; what would be computed from rows of the tables.
+// ddl_command_start: DROP EXTENSION, DROP SCHEMA, DROP SERVER, DROP OWNED, ALTER EXTENSION ...
+// DROP, renames of the schema, the tables, ALTER SERVER ... RENAME; what would be computed from
+// rows of the tables.
 ENVCRYPT_FUNCTION(envcrypt_guard_command) {
     Node *statement = event_data(fcinfo)->parsetree;
     if (IsA(statement, DropStmt)) {
@@ -203,7 +231,8 @@ ENVCRYPT_FUNCTION(envcrypt_guard_command) {
             refuse_rename();
     } else if (IsA(statement, AlterExtensionContentsStmt)) {
         auto *alter = reinterpret_cast<AlterExtensionContentsStmt *>(statement);
-        if (strcmp(alter->extname, "envcrypt") == 0 && alter->action < 0 && keys_exist())
+        if (strcmp(alter->extname, "envcrypt") == 0 && alter->action < 0 &&
+            owns_envcrypt_extension() && keys_exist())
             refuse_loss("take objects out of extension envcrypt");
     }
     return PointerGetDatum(nullptr);
