@@ -2,13 +2,36 @@
 
 -- Everything here lies in the schema envcrypt. What touches keys is nobody's until grant_access() says so.
 
--- Whoever owned the schema could put functions into it that stand before ours.
+-- This script runs with the schema first in the search path after pg_catalog. So nobody but a superuser may have put anything
+-- into it, and nothing below is looked up by the path: functions and operators are qualified (test/checks/install_script).
 DO $$
+DECLARE
+    reason text;
 BEGIN
-    IF (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) 'envcrypt')
-            OPERATOR(pg_catalog.<>) (SELECT oid FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user) THEN
-        RAISE EXCEPTION 'schema envcrypt belongs to another role'
-            USING HINT = 'Drop it, or give it to the role that creates the extension.';
+    SELECT CASE
+            WHEN NOT r.rolsuper THEN pg_catalog.format('The schema belongs to role "%s", which is not a superuser.', r.rolname)
+            WHEN d.objid IS NOT NULL THEN pg_catalog.format('The schema contains %s.', pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid))
+            WHEN a.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC may create objects in the schema.'
+            WHEN a.grantee IS NOT NULL THEN pg_catalog.format('Role "%s" may create objects in the schema.', pg_catalog.pg_get_userbyid(a.grantee))
+        END
+        INTO reason
+        FROM pg_catalog.pg_namespace n
+        JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) n.nspowner
+        LEFT JOIN pg_catalog.pg_depend d ON d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
+            AND d.refobjid OPERATOR(pg_catalog.=) n.oid
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+                AND d.objid OPERATOR(pg_catalog.=) e.oid AND e.extname OPERATOR(pg_catalog.=) 'envcrypt')
+        -- where CREATE EXTENSION has just made the schema, default privileges may have granted CREATE, but nobody else sees it yet
+        LEFT JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a ON a.grantee OPERATOR(pg_catalog.<>) n.nspowner
+            AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.locktype OPERATOR(pg_catalog.=) 'transactionid'
+                AND l.transactionid OPERATOR(pg_catalog.=) n.xmin AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted)
+        WHERE n.nspname OPERATOR(pg_catalog.=) 'envcrypt'
+        ORDER BY d.classid, d.objid, a.grantee
+        LIMIT 1;
+    IF reason IS NOT NULL THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'extension envcrypt cannot use the existing schema "envcrypt"',
+            DETAIL = reason, HINT = 'Drop the schema: CREATE EXTENSION makes it.';
     END IF;
 END $$;
 
@@ -68,7 +91,7 @@ CREATE TABLE envcrypt.journal (
     details      jsonb NOT NULL
 );
 COMMENT ON TABLE envcrypt.journal IS
-    'What was done to keys, and committed: when, by whom (and as whom they had logged in), what, to which tenant; with key ids, servers, master keys and the ids that the KMSs gave the requests. Written by the functions that do it, in the same transaction; nobody but a superuser may change it.';
+    'What was done to keys, and committed: when, by whom (and as whom they had logged in), what, to which tenant; with key ids, servers, master keys and the ids that the KMSs gave the requests. Written by the functions that do it, in the same transaction. Superusers, the owner and members of pg_write_all_data can change it.';
 
 CREATE INDEX journal_at_idx ON envcrypt.journal (at);
 CREATE INDEX journal_tenant_at_idx ON envcrypt.journal (tenant, at);
@@ -91,7 +114,6 @@ CREATE TABLE envcrypt.run (
 COMMENT ON TABLE envcrypt.run IS
     'The last run of each procedure that commits as it goes: the rows of the view progress. Not dumped: it tells of this cluster.';
 
-REVOKE ALL ON envcrypt.tenant, envcrypt.data_key, envcrypt.wrapped_key, envcrypt.journal, envcrypt.run FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.data_key', '');
 SELECT pg_catalog.pg_extension_config_dump('envcrypt.wrapped_key', '');
@@ -101,7 +123,6 @@ SELECT pg_catalog.pg_extension_config_dump('envcrypt.journal', '');
 CREATE FUNCTION envcrypt.keys_changed() RETURNS trigger
     AS 'MODULE_PATHNAME', 'envcrypt_keys_changed' LANGUAGE C;
 COMMENT ON FUNCTION envcrypt.keys_changed() IS 'Tells every backend, at commit, that keys have changed.';
-REVOKE ALL ON FUNCTION envcrypt.keys_changed() FROM PUBLIC;
 
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON envcrypt.tenant
     FOR EACH ROW EXECUTE FUNCTION envcrypt.keys_changed();
@@ -234,29 +255,30 @@ BEGIN
             FOR op IN SELECT * FROM (VALUES ('lt', '<', '>', '>=', 'scalarlt'), ('le', '<=', '>=', '>', 'scalarle'), ('eq', '=', '=', '<>', 'eq'),
                     ('ne', '<>', '<>', '=', 'neq'), ('ge', '>=', '<=', '<', 'scalarge'), ('gt', '>', '<', '<=', 'scalargt'))
                     AS t (name, sign, commutator, negator, estimator) LOOP
-                EXECUTE format('CREATE FUNCTION envcrypt.%1$s(%2$s, %3$s) RETURNS boolean AS ''MODULE_PATHNAME'', %4$L
-                    LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE',
-                    'encrypted_' || op.name, l.type, r.type, 'envcrypt_' || op.name || '_' || l.letter || r.letter);
-                EXECUTE format('COMMENT ON FUNCTION envcrypt.%s(%s, %s) IS %L', 'encrypted_' || op.name, l.type, r.type,
-                    'Implements the operator ' || op.sign || ': by tokens, where there are any, else by ciphertext. Needs no key.');
-                EXECUTE format('CREATE OPERATOR envcrypt.%s (FUNCTION = envcrypt.%s, LEFTARG = %s, RIGHTARG = %s,
-                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = %s, JOIN = %s%s)',
-                    op.sign, 'encrypted_' || op.name, l.type, r.type, op.commutator, op.negator,
-                    CASE WHEN op.sign IN ('=', '<>') AND l.letter <> r.letter THEN 'envcrypt.probe_' ELSE 'pg_catalog.' END || op.estimator || 'sel',
-                    CASE WHEN op.sign = '=' AND l.letter <> r.letter THEN 'envcrypt.probe_' ELSE 'pg_catalog.' END || op.estimator || 'joinsel',
-                    CASE op.sign WHEN '=' THEN ', MERGES, HASHES' ELSE '' END);
+                EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.encrypted_%s(%s, %s) RETURNS boolean AS ''MODULE_PATHNAME'', ''envcrypt_%s_%s%s''
+                    LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', op.name, l.type, r.type, op.name, l.letter, r.letter);
+                EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.encrypted_%s(%s, %s) IS
+                    ''Implements the operator %s: by tokens, where there are any, else by ciphertext. Needs no key.''', op.name, l.type, r.type, op.sign);
+                EXECUTE pg_catalog.format('CREATE OPERATOR envcrypt.%s (FUNCTION = envcrypt.encrypted_%s, LEFTARG = %s, RIGHTARG = %s,
+                    COMMUTATOR = OPERATOR(envcrypt.%s), NEGATOR = OPERATOR(envcrypt.%s), RESTRICT = %s%ssel, JOIN = %s%sjoinsel%s)',
+                    op.sign, op.name, l.type, r.type, op.commutator, op.negator,
+                    CASE WHEN l.letter OPERATOR(pg_catalog.<>) r.letter AND op.name OPERATOR(pg_catalog.=) ANY ('{eq,ne}'::pg_catalog.text[])
+                        THEN 'envcrypt.probe_' ELSE 'pg_catalog.' END, op.estimator,
+                    CASE WHEN l.letter OPERATOR(pg_catalog.<>) r.letter AND op.name OPERATOR(pg_catalog.=) 'eq'
+                        THEN 'envcrypt.probe_' ELSE 'pg_catalog.' END, op.estimator,
+                    CASE WHEN op.name OPERATOR(pg_catalog.=) 'eq' THEN ', MERGES, HASHES' END);
             END LOOP;
-            EXECUTE format('CREATE FUNCTION envcrypt.encrypted_cmp(%s, %s) RETURNS integer AS ''MODULE_PATHNAME'', %L
-                LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, r.type, 'envcrypt_cmp_' || l.letter || r.letter);
-            EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted_cmp(%s, %s) IS %L', l.type, r.type,
+            EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.encrypted_cmp(%s, %s) RETURNS integer AS ''MODULE_PATHNAME'', ''envcrypt_cmp_%s%s''
+                LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, r.type, l.letter, r.letter);
+            EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.encrypted_cmp(%s, %s) IS %L', l.type, r.type,
                 'The order of btree indexes: values with a token by mode, version and token, then the others by their bytes.');
         END LOOP;
-        EXECUTE format('CREATE FUNCTION envcrypt.encrypted_hash(%s) RETURNS integer AS ''MODULE_PATHNAME'', %L
-            LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, 'envcrypt_hash_' || l.letter);
-        EXECUTE format('CREATE FUNCTION envcrypt.encrypted_hash(%s, bigint) RETURNS bigint AS ''MODULE_PATHNAME'', %L
-            LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, 'envcrypt_hash_extended_' || l.letter);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted_hash(%s) IS ''For hash indexes, joins and grouping: of the token, else of the bytes.''', l.type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted_hash(%s, bigint) IS ''The same with a seed.''', l.type);
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.encrypted_hash(%s) RETURNS integer AS ''MODULE_PATHNAME'', ''envcrypt_hash_%s''
+            LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, l.letter);
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.encrypted_hash(%s, bigint) RETURNS bigint AS ''MODULE_PATHNAME'', ''envcrypt_hash_extended_%s''
+            LANGUAGE C IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE', l.type, l.letter);
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.encrypted_hash(%s) IS ''For hash indexes, joins and grouping: of the token, else of the bytes.''', l.type);
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.encrypted_hash(%s, bigint) IS ''The same with a seed.''', l.type);
     END LOOP;
 END $$;
 CREATE OPERATOR FAMILY envcrypt.encrypted_ops USING btree;
@@ -288,7 +310,6 @@ ALTER OPERATOR FAMILY envcrypt.encrypted_ops USING hash ADD
 CREATE FUNCTION envcrypt.matches_support(internal) RETURNS internal
     AS 'MODULE_PATHNAME', 'envcrypt_matches_support' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.matches_support(internal) IS 'Has the planner write matches() as column = ANY (search(...)), which an index serves.';
-REVOKE ALL ON FUNCTION envcrypt.matches_support(internal) FROM PUBLIC;
 
 DO $$
 DECLARE
@@ -296,49 +317,49 @@ DECLARE
     name text;
 BEGIN
     -- every plaintext type
-    FOREACH type IN ARRAY '{text,bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,jsonb,text[]}'::text[] LOOP
-        EXECUTE format('CREATE FUNCTION envcrypt.encrypt(value %s, tenant text DEFAULT '''', label text DEFAULT '''', search text DEFAULT '''',
+    FOREACH type IN ARRAY '{text,bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,jsonb,text[]}'::pg_catalog.text[] LOOP
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.encrypt(value %s, tenant text DEFAULT '''', label text DEFAULT '''', search text DEFAULT '''',
                 associated_data text DEFAULT '''') RETURNS envcrypt.encrypted
             AS ''MODULE_PATHNAME'', ''envcrypt_encrypt'' LANGUAGE C STABLE COST 30 PARALLEL SAFE', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypt(%s, text, text, text, text) IS %L', type,
-            'Encrypts a ' || type || ' of at most 500 MiB under the newest committed key of the tenant ('''': that of envcrypt.tenant); for a column of that label, with a token for that search mode (searchable, searchable_nocase, searchable_digits), bound to the associated data, where given. NULL gives NULL; a NULL option raises 22004. Needs the right encrypt (and search for a token), USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 42704 no tenant, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, HV000 misconfigured, 54000 too long, 22023 label or search mode.');
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.encrypt(%s, text, text, text, text) IS %L', type,
+            pg_catalog.format('Encrypts a %s of at most 500 MiB under the newest committed key of the tenant ('''': that of envcrypt.tenant); for a column of that label, with a token for that search mode (searchable, searchable_nocase, searchable_digits), bound to the associated data, where given. NULL gives NULL; a NULL option raises 22004. Needs the right encrypt (and search for a token), USAGE on the KMS server and a user mapping there. May ask the KMS. Errors: 42704 no tenant, 42501 no right or denied, 55000 out of use, 08006 unreachable, 53400 throttled, HV000 misconfigured, 54000 too long, 22023 label or search mode.', type));
     END LOOP;
     -- assignment casts: from those and their narrower kin
-    FOREACH type IN ARRAY '{text,varchar,bpchar,bytea,boolean,int2,int4,int8,float4,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,cidr,jsonb,text[],varchar[]}'::text[] LOOP
-        EXECUTE format('CREATE FUNCTION envcrypt.encrypted(%s, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
+    FOREACH type IN ARRAY '{text,varchar,bpchar,bytea,boolean,int2,int4,int8,float4,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,cidr,jsonb,text[],varchar[]}'::pg_catalog.text[] LOOP
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.encrypted(%s, integer DEFAULT -1, boolean DEFAULT false) RETURNS envcrypt.encrypted
             AS ''MODULE_PATHNAME'', ''envcrypt_cast_from'' LANGUAGE C STABLE STRICT COST 30 PARALLEL SAFE', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.encrypted(%s, integer, boolean) IS %L', type,
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.encrypted(%s, integer, boolean) IS %L', type,
             'The assignment cast: encrypts as the column declares, under the newest key of the tenant that envcrypt.tenant names. Needs the right encrypt (and search for a searchable column). May ask the KMS.');
-        EXECUTE format('CREATE CAST (%1$s AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(%1$s, integer, boolean) AS ASSIGNMENT', type);
+        EXECUTE pg_catalog.format('CREATE CAST (%1$s AS envcrypt.encrypted) WITH FUNCTION envcrypt.encrypted(%1$s, integer, boolean) AS ASSIGNMENT', type);
     END LOOP;
     -- explicit casts: to all but text and jsonb, to which PostgreSQL's own functions cast on the way
-    FOREACH type IN ARRAY '{bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,text[]}'::text[] LOOP
-        name := CASE type WHEN 'boolean' THEN 'bool' WHEN 'text[]' THEN 'text_array' ELSE type END;
-        EXECUTE format('CREATE FUNCTION envcrypt.%I(envcrypt.encrypted) RETURNS %s
+    FOREACH type IN ARRAY '{bytea,boolean,int2,int4,int8,float8,numeric,date,timestamp,timestamptz,interval,uuid,inet,text[]}'::pg_catalog.text[] LOOP
+        name := CASE WHEN type OPERATOR(pg_catalog.=) 'boolean' THEN 'bool' WHEN type OPERATOR(pg_catalog.=) 'text[]' THEN 'text_array' ELSE type END;
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.%I(envcrypt.encrypted) RETURNS %s
             AS ''MODULE_PATHNAME'', ''envcrypt_cast_to'' LANGUAGE C STABLE STRICT COST 30 PARALLEL SAFE', name, type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.%I(envcrypt.encrypted) IS %L', name,
-            'The explicit cast: the plaintext of a value of type ' || type || ', as decrypt() with its rights and errors; 42804 another type.');
-        EXECUTE format('CREATE CAST (envcrypt.encrypted AS %s) WITH FUNCTION envcrypt.%I(envcrypt.encrypted)', type, name);
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.%I(envcrypt.encrypted) IS %L', name,
+            pg_catalog.format('The explicit cast: the plaintext of a value of type %s, as decrypt() with its rights and errors; 42804 another type.', type));
+        EXECUTE pg_catalog.format('CREATE CAST (envcrypt.encrypted AS %s) WITH FUNCTION envcrypt.%I(envcrypt.encrypted)', type, name);
     END LOOP;
     -- searching
-    FOREACH type IN ARRAY '{text,bytea,int2,int4,int8,numeric,date,timestamp,timestamptz,uuid,inet}'::text[] LOOP
-        EXECUTE format('CREATE FUNCTION envcrypt.search(value %s, label text, search text, tenants text[] DEFAULT ''{}'') RETURNS envcrypt.probe[]
+    FOREACH type IN ARRAY '{text,bytea,int2,int4,int8,numeric,date,timestamp,timestamptz,uuid,inet}'::pg_catalog.text[] LOOP
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.search(value %s, label text, search text, tenants text[] DEFAULT ''{}'') RETURNS envcrypt.probe[]
             AS ''MODULE_PATHNAME'', ''envcrypt_search'' LANGUAGE C STABLE COST 100 PARALLEL SAFE', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s, text, text, text[]) IS %L', type,
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.search(%s, text, text, text[]) IS %L', type,
             'What a column of that label and search mode is looked up with: WHERE column OPERATOR(envcrypt.=) ANY (envcrypt.search(value, label, search)). One probe for each tenant (default: that of envcrypt.tenant) and each of its search keys. NULL gives NULL. Needs the right search. May ask the KMS.');
-        EXECUTE format('CREATE FUNCTION envcrypt.search(value %s, declaration integer) RETURNS envcrypt.probe[]
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.search(value %s, declaration integer) RETURNS envcrypt.probe[]
             AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT COST 50 PARALLEL SAFE', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s, integer) IS %L', type, 'What matches() becomes; declaration is the type modifier of the column.');
-        EXECUTE format('CREATE FUNCTION envcrypt.search("values" %s[], declaration integer) RETURNS envcrypt.probe[]
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.search(%s, integer) IS %L', type, 'What matches() becomes; declaration is the type modifier of the column.');
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.search("values" %s[], declaration integer) RETURNS envcrypt.probe[]
             AS ''MODULE_PATHNAME'', ''envcrypt_search_column'' LANGUAGE C STABLE STRICT COST 50 PARALLEL SAFE', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.search(%s[], integer) IS %L', type, 'What matches_any() becomes; declaration is the type modifier of the column.');
-        EXECUTE format('CREATE FUNCTION envcrypt.matches("column" envcrypt.encrypted, value %s) RETURNS boolean
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.search(%s[], integer) IS %L', type, 'What matches_any() becomes; declaration is the type modifier of the column.');
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.matches("column" envcrypt.encrypted, value %s) RETURNS boolean
             AS ''MODULE_PATHNAME'', ''envcrypt_matches'' LANGUAGE C STABLE STRICT PARALLEL SAFE SUPPORT envcrypt.matches_support', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.matches(envcrypt.encrypted, %s) IS %L', type,
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.matches(envcrypt.encrypted, %s) IS %L', type,
             'Whether a column that is declared searchable holds that value of the tenant that envcrypt.tenant names; served by an ordinary btree or hash index on the column. NULL gives NULL. Needs the right search, and not decrypt. May ask the KMS. Errors: 42809 not searchable, 42804 another type.');
-        EXECUTE format('CREATE FUNCTION envcrypt.matches_any("column" envcrypt.encrypted, "values" %s[]) RETURNS boolean
+        EXECUTE pg_catalog.format('CREATE FUNCTION envcrypt.matches_any("column" envcrypt.encrypted, "values" %s[]) RETURNS boolean
             AS ''MODULE_PATHNAME'', ''envcrypt_matches'' LANGUAGE C STABLE STRICT PARALLEL SAFE SUPPORT envcrypt.matches_support', type);
-        EXECUTE format('COMMENT ON FUNCTION envcrypt.matches_any(envcrypt.encrypted, %s[]) IS %L', type, 'The same for any of these values; NULLs among them match nothing.');
+        EXECUTE pg_catalog.format('COMMENT ON FUNCTION envcrypt.matches_any(envcrypt.encrypted, %s[]) IS %L', type, 'The same for any of these values; NULLs among them match nothing.');
     END LOOP;
 END $$;
 
@@ -379,17 +400,6 @@ CREATE FUNCTION envcrypt.raise_error(sqlstate text, message text, hint text) RET
     AS 'MODULE_PATHNAME', 'envcrypt_raise_error' LANGUAGE C STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION envcrypt.raise_error(text, text, text) IS 'Raises an error, for functions of envcrypt that are written in SQL.';
 
--- What touches keys is nobody's.
-DO $$
-DECLARE
-    f regprocedure;
-BEGIN
-    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace
-            AND p.prosrc OPERATOR(pg_catalog.=) ANY ('{envcrypt_encrypt,envcrypt_cast_from,envcrypt_cast_to,envcrypt_decrypt,envcrypt_decrypt_as,envcrypt_decrypt_in_row,envcrypt_try_decrypt,envcrypt_try_decrypt_as,envcrypt_search,envcrypt_search_column,envcrypt_matches,envcrypt_inspect}'::pg_catalog.text[]) LOOP
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
-    END LOOP;
-END $$;
-
 ---------------------------------------------------------------- administration
 CREATE FUNCTION envcrypt.grant_access(role regrole, rights text[]) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_grant_access' LANGUAGE C STRICT;
@@ -397,7 +407,8 @@ COMMENT ON FUNCTION envcrypt.grant_access(regrole, text[]) IS
     'Gives a role rights (encrypt, decrypt, search, manage) by GRANT. Superusers only. The role also needs USAGE on the KMS server and a user mapping there.';
 CREATE FUNCTION envcrypt.revoke_access(role regrole, rights text[]) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_revoke_access' LANGUAGE C STRICT;
-COMMENT ON FUNCTION envcrypt.revoke_access(regrole, text[]) IS 'Takes rights back from a role by REVOKE. Superusers only.';
+COMMENT ON FUNCTION envcrypt.revoke_access(regrole, text[]) IS
+    'Takes rights back from a role by REVOKE: every privilege on what goes with them, and with the last right every privilege on the extension''s objects. Superusers only. Errors: 2BP01 another role than the owner granted one.';
 
 CREATE FUNCTION envcrypt.check_server(server text,
         OUT ok boolean, OUT milliseconds double precision, OUT identity text, OUT master_key text,
@@ -468,12 +479,9 @@ CREATE FUNCTION envcrypt.rename_server(server text, new_name text) RETURNS integ
     AS 'MODULE_PATHNAME', 'envcrypt_rename_server' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.rename_server(text, text) IS
     'ALTER SERVER ... RENAME of a server that wraps keys, with the rows that name it. Returns how many wrapped keys those are. Needs the right manage, and ownership of the server. Errors: 42704 no such server, 42710 the name is taken, 2BP01 secrets are read from it.';
-REVOKE ALL ON ROUTINE envcrypt.destroy_tenant(text, text), envcrypt.apply_receipt(jsonb), envcrypt.rotate_key(text), envcrypt.rotate_keys(interval), envcrypt.disable_tenant(text), envcrypt.enable_tenant(text),
-    envcrypt.rewrap_keys(text, text), envcrypt.add_wrapping(text, text, text), envcrypt.drop_wrapping(text, text), envcrypt.create_group_key(text, text, text), envcrypt.move_tenant(text, text),
-    envcrypt.export_keys(text), envcrypt.import_keys(jsonb), envcrypt.rename_server(text, text) FROM PUBLIC;
 
 CREATE VIEW envcrypt.tenants AS
-    SELECT t.name, t.state, t.server, nullif(t.master_key, '') AS master_key, nullif(t.group_key, '') AS group_key, nullif(t.search_tenant, '') AS search_tenant, t.created_at,
+    SELECT t.name, t.state, t.server, CASE WHEN t.master_key OPERATOR(pg_catalog.<>) '' THEN t.master_key END AS master_key, CASE WHEN t.group_key OPERATOR(pg_catalog.<>) '' THEN t.group_key END AS group_key, CASE WHEN t.search_tenant OPERATOR(pg_catalog.<>) '' THEN t.search_tenant END AS search_tenant, t.created_at,
         k.version AS key_version, k.created_at AS key_created_at
     FROM envcrypt.tenant t
     LEFT JOIN LATERAL (SELECT d.version, d.created_at FROM envcrypt.data_key d
@@ -487,15 +495,15 @@ CREATE VIEW envcrypt.keys AS
     FROM envcrypt.data_key d;
 COMMENT ON VIEW envcrypt.keys IS 'Each version of each key: its id as values and KMS logs have it, what for, its state, since when, and the servers that wrap it, in the order in which they are asked, or the group key that does. tenant is the name of the group where the purpose is group.';
 CREATE VIEW envcrypt.wrappings AS
-    SELECT pg_catalog.lpad(pg_catalog.to_hex(w.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, nullif(w.server, '') AS server, nullif(w.group_key, '') AS group_key,
-        nullif(w.master_key, '') AS master_key, nullif(w.master_key_version, '') AS master_key_version, w.own_master_key, w.created_at, w.wrapped_at,
+    SELECT pg_catalog.lpad(pg_catalog.to_hex(w.key_id), 16, '0') AS key_id, d.tenant, d.purpose, d.version, CASE WHEN w.server OPERATOR(pg_catalog.<>) '' THEN w.server END AS server, CASE WHEN w.group_key OPERATOR(pg_catalog.<>) '' THEN w.group_key END AS group_key,
+        CASE WHEN w.master_key OPERATOR(pg_catalog.<>) '' THEN w.master_key END AS master_key, CASE WHEN w.master_key_version OPERATOR(pg_catalog.<>) '' THEN w.master_key_version END AS master_key_version, w.own_master_key, w.created_at, w.wrapped_at,
         w.master_key_version OPERATOR(pg_catalog.<>) pg_catalog.first_value(w.master_key_version) OVER
             (PARTITION BY w.server, w.master_key ORDER BY w.wrapped_at DESC) AS outdated
     FROM envcrypt.wrapped_key w LEFT JOIN envcrypt.data_key d ON d.key_id OPERATOR(pg_catalog.=) w.key_id;
 COMMENT ON VIEW envcrypt.wrappings IS
     'Each wrapped copy of each key: the server, the master key (own_master_key: the tenant''s) and its version, or the group key; since when at this place, and when it was wrapped last; outdated where a later wrapping by that master key bears another version.';
 CREATE VIEW envcrypt.progress AS
-    SELECT r.act, r.server, nullif(r.to_server, '') AS to_server, nullif(r.tenant, '') AS tenant, r.role,
+    SELECT r.act, r.server, CASE WHEN r.to_server OPERATOR(pg_catalog.<>) '' THEN r.to_server END AS to_server, CASE WHEN r.tenant OPERATOR(pg_catalog.<>) '' THEN r.tenant END AS tenant, r.role,
         CASE WHEN r.is_finished THEN 'finished'
             WHEN EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.locktype OPERATOR(pg_catalog.=) 'object' AND l.classid OPERATOR(pg_catalog.=) 'envcrypt.run'::pg_catalog.regclass::pg_catalog.oid
                 AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) r.lock_id
@@ -505,7 +513,6 @@ CREATE VIEW envcrypt.progress AS
     FROM envcrypt.run r;
 COMMENT ON VIEW envcrypt.progress IS
     'How far the last run of each rewrap_keys(), add_wrapping() and drop_wrapping() is or came: finished, running or interrupted (then another CALL goes on); total: the keys that it looks at, those that need nothing included; done: those that it changed; left_over: still to be looked at while it runs, those that need something still once it is finished.';
-REVOKE ALL ON envcrypt.tenants, envcrypt.keys, envcrypt.wrappings, envcrypt.progress FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.current_tenant() RETURNS text
     AS 'MODULE_PATHNAME', 'envcrypt_current_tenant' LANGUAGE C STABLE PARALLEL SAFE;
@@ -517,12 +524,10 @@ CREATE FUNCTION envcrypt.set_credential(server text, credential jsonb, session b
     AS 'MODULE_PATHNAME', 'envcrypt_set_credential' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.set_credential(text, jsonb, boolean) IS
     'Has this session use an identity of its own at the server, in place of the role''s user mapping: an object of the mapping''s option names, with the contents of secrets and files in place of references and paths. Until the end of the transaction, or of the session; for the current role. Never stored; pass it as a parameter, since PostgreSQL may log statements. Needs USAGE on the server and any right. Errors: HV000 options.';
-REVOKE ALL ON FUNCTION envcrypt.set_credential(text, jsonb, boolean) FROM PUBLIC;
 CREATE FUNCTION envcrypt.clear_credential(server text) RETURNS void
     AS 'MODULE_PATHNAME', 'envcrypt_clear_credential' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.clear_credential(text) IS
     'Forgets what set_credential() brought for the server, and every key that was opened with it.';
-REVOKE ALL ON FUNCTION envcrypt.clear_credential(text) FROM PUBLIC;
 
 ---------------------------------------------------------------- the article's own format
 CREATE FUNCTION envcrypt.encrypt_envelope(server text, plaintext text,
@@ -530,24 +535,20 @@ CREATE FUNCTION envcrypt.encrypt_envelope(server text, plaintext text,
     AS 'MODULE_PATHNAME', 'envcrypt_encrypt_envelope_text' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.encrypt_envelope(text, text) IS
     'One value under a data key of its own, as boto3''s generate_data_key(KeySpec=''AES_256'') and AESGCM(key).encrypt(nonce, plaintext, None) of Python make it: the wrapped key, a nonce of 12 bytes, ciphertext and 16-byte tag. Bound to no tenant. At most 500 MiB. Asks the KMS at each call. Needs the right encrypt.';
-REVOKE ALL ON FUNCTION envcrypt.encrypt_envelope(text, text) FROM PUBLIC;
 CREATE FUNCTION envcrypt.encrypt_envelope(server text, plaintext bytea,
         OUT encrypted_dek bytea, OUT nonce bytea, OUT ciphertext bytea)
     AS 'MODULE_PATHNAME', 'envcrypt_encrypt_envelope_bytea' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.encrypt_envelope(text, bytea) IS
     'One value under a data key of its own, as boto3''s generate_data_key(KeySpec=''AES_256'') and AESGCM(key).encrypt(nonce, plaintext, None) of Python make it: the wrapped key, a nonce of 12 bytes, ciphertext and 16-byte tag. Bound to no tenant. At most 500 MiB. Asks the KMS at each call. Needs the right encrypt.';
-REVOKE ALL ON FUNCTION envcrypt.encrypt_envelope(text, bytea) FROM PUBLIC;
 CREATE FUNCTION envcrypt.decrypt_envelope(server text, encrypted_dek bytea, nonce bytea, ciphertext bytea) RETURNS bytea
     AS 'MODULE_PATHNAME', 'envcrypt_decrypt_envelope' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.decrypt_envelope(text, bytea, bytea, bytea) IS
     'The plaintext of an envelope, whoever made it. Asks the KMS at each call. Needs the right decrypt. Errors: 22023 lengths, XX001 no key of this master key, 22000 the tag does not fit.';
-REVOKE ALL ON FUNCTION envcrypt.decrypt_envelope(text, bytea, bytea, bytea) FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.load_keys(VARIADIC tenants text[]) RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_load_keys' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION envcrypt.load_keys(text[]) IS
     'Opens the data keys of all these tenants in this session, and their search keys where the role may search, with up to envcrypt.kms_concurrency calls to the KMSs under way (OpenBao and Vault: 128 keys a call), and returns how many keys are open then. What others had opened by then stays open where one fails, but not what a denied identity opened. Errors: 42704 no such tenant, 42501 denied, 08006 unreachable, 55000 disabled, XX001 corrupt.';
-REVOKE ALL ON FUNCTION envcrypt.load_keys(text[]) FROM PUBLIC;
 CREATE FUNCTION envcrypt.forget_keys() RETURNS integer
     AS 'MODULE_PATHNAME', 'envcrypt_forget_keys' LANGUAGE C STRICT;
 COMMENT ON FUNCTION envcrypt.forget_keys() IS
@@ -588,14 +589,12 @@ CREATE VIEW envcrypt.columns AS
     WHERE a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,f,m}'::pg_catalog."char"[]);
 COMMENT ON VIEW envcrypt.columns IS
     'Every encrypted column of the database, of domains, arrays and composite types too (a line for each encrypted field): the plaintext type, search mode and label that it declares (NULL where it does not), and the indexes on it.';
-REVOKE ALL ON envcrypt.columns FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.count_values("table" regclass, "column" name,
         OUT tenant text, OUT key_version integer, OUT key_id text, OUT "values" bigint) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'envcrypt_count_values' LANGUAGE C STABLE STRICT;
 COMMENT ON FUNCTION envcrypt.count_values(regclass, name) IS
     'How many values of a column are encrypted under which key; tenant and key_version are NULL where the key is not in this database, and key_id too where a value is too short to name one: it is damaged. Needs SELECT on the column, and no key.';
-REVOKE ALL ON FUNCTION envcrypt.count_values(regclass, name) FROM PUBLIC;
 
 CREATE FUNCTION envcrypt.written_here(xid) RETURNS boolean
     AS 'MODULE_PATHNAME', 'envcrypt_written_here' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED;
@@ -766,11 +765,6 @@ $view_ddl$;
 COMMENT ON FUNCTION envcrypt.view_ddl(regclass, name, text) IS
     'The DDL of a view TABLE_plain whose columns have the plaintext types, with triggers that encrypt what is written to it, by the tenant that tenant_column of the row names or else envcrypt.tenant. unavailable says what the view shows of a value that cannot be decrypted now, or is of another tenant than its row: error, or null. Run it; it is yours. Errors: 42809 no declared column or primary key, encrypted tenant_column, 42703 no tenant_column, 42701 names, 54011 too many columns, 22023 unavailable.';
 
-REVOKE ALL ON FUNCTION
-    envcrypt.grant_access(regrole, text[]), envcrypt.revoke_access(regrole, text[]),
-    envcrypt.check_server(text), envcrypt.create_tenant(text, text, text, text, text), envcrypt.cached_keys()
-    FROM PUBLIC;
-REVOKE ALL ON envcrypt.cache FROM PUBLIC;
 
 ---------------------------------------------------------------- guards
 CREATE FUNCTION envcrypt.guard_command() RETURNS event_trigger
@@ -809,3 +803,91 @@ CREATE EVENT TRIGGER envcrypt_guard_command ON ddl_command_start
 ALTER EVENT TRIGGER envcrypt_guard_command ENABLE ALWAYS;
 CREATE EVENT TRIGGER envcrypt_guard_servers ON sql_drop EXECUTE FUNCTION envcrypt.guard_servers();
 ALTER EVENT TRIGGER envcrypt_guard_servers ENABLE ALWAYS;
+
+---------------------------------------------------------------- privileges
+CREATE FUNCTION envcrypt.right_of(classid oid, objid oid) RETURNS text
+    AS 'MODULE_PATHNAME', 'envcrypt_right_of' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION envcrypt.right_of(oid, oid) IS
+    'The right with which grant_access() gives a function, view or schema of the extension: encrypt, decrypt, search, manage, or any (each of them); NULL where none gives it. Needs the right manage.';
+CREATE VIEW envcrypt.grants AS
+    WITH member(classid, objid) AS (
+        SELECT d.classid, d.objid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+            WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+            AND d.deptype OPERATOR(pg_catalog.=) 'e' AND e.extname OPERATOR(pg_catalog.=) 'envcrypt'
+    ), object(classid, objid, name, part, owner, acl) AS (
+        SELECT m.classid, m.objid, pg_catalog.format('TABLE envcrypt.%I', c.relname), '', c.relowner, coalesce(c.relacl, pg_catalog.acldefault('r', c.relowner))
+            FROM member m JOIN pg_catalog.pg_class c ON m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+            AND c.oid OPERATOR(pg_catalog.=) m.objid
+        UNION ALL SELECT m.classid, m.objid, pg_catalog.format('TABLE envcrypt.%I', c.relname), pg_catalog.format(' (%I)', a.attname), c.relowner, a.attacl
+            FROM member m JOIN pg_catalog.pg_class c ON m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+            AND c.oid OPERATOR(pg_catalog.=) m.objid JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid
+        UNION ALL SELECT m.classid, m.objid, pg_catalog.format('ROUTINE envcrypt.%I(%s)', p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)), '',
+                p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
+            FROM member m JOIN pg_catalog.pg_proc p ON m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND p.oid OPERATOR(pg_catalog.=) m.objid
+        UNION ALL SELECT m.classid, m.objid, pg_catalog.format('TYPE envcrypt.%I', t.typname), '', t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
+            FROM member m JOIN pg_catalog.pg_type t ON m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass
+            AND t.oid OPERATOR(pg_catalog.=) m.objid AND t.typtype OPERATOR(pg_catalog.=) 'b' AND t.typelem OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+        UNION ALL SELECT m.classid, m.objid, pg_catalog.format('FOREIGN DATA WRAPPER %I', f.fdwname), '', f.fdwowner, coalesce(f.fdwacl, pg_catalog.acldefault('F', f.fdwowner))
+            FROM member m JOIN pg_catalog.pg_foreign_data_wrapper f ON m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_foreign_data_wrapper'::pg_catalog.regclass
+            AND f.oid OPERATOR(pg_catalog.=) m.objid
+        UNION ALL SELECT 'pg_catalog.pg_namespace'::pg_catalog.regclass, n.oid, 'SCHEMA envcrypt', '', n.nspowner, coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner))
+            FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) 'envcrypt'
+    ), known AS (
+        SELECT o.*, envcrypt.right_of(o.classid, o.objid) AS needed FROM object o
+    ), granted AS (
+        SELECT k.*, a.grantee, a.grantor, a.privilege_type, a.is_grantable,
+            CASE WHEN a.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'public'
+                ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END AS grantee_name
+        FROM known k CROSS JOIN LATERAL pg_catalog.aclexplode(k.acl) a WHERE a.grantee OPERATOR(pg_catalog.<>) k.owner
+    ), held(grantee, needed) AS (
+        -- who may call all functions of a right
+        SELECT g.grantee, g.needed FROM granted g WHERE g.privilege_type OPERATOR(pg_catalog.=) 'EXECUTE' AND g.needed OPERATOR(pg_catalog.<>) 'any'
+            GROUP BY g.grantee, g.needed HAVING pg_catalog.count(DISTINCT g.objid) OPERATOR(pg_catalog.=) (SELECT pg_catalog.count(*) FROM known k
+                WHERE k.needed OPERATOR(pg_catalog.=) g.needed AND k.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass)
+    ), judged AS (
+        SELECT g.*, CASE WHEN g.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+                THEN EXISTS (SELECT FROM pg_catalog.pg_init_privs i CROSS JOIN LATERAL pg_catalog.aclexplode(i.initprivs) a
+                    WHERE i.classoid OPERATOR(pg_catalog.=) g.classid AND i.objoid OPERATOR(pg_catalog.=) g.objid AND i.objsubid OPERATOR(pg_catalog.=) 0
+                    AND a.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid AND a.privilege_type OPERATOR(pg_catalog.=) g.privilege_type)
+                ELSE g.privilege_type OPERATOR(pg_catalog.=) CASE WHEN g.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass THEN 'EXECUTE'
+                        WHEN g.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass THEN 'SELECT' ELSE 'USAGE' END
+                    AND EXISTS (SELECT FROM held h WHERE h.grantee OPERATOR(pg_catalog.=) g.grantee
+                        AND (h.needed OPERATOR(pg_catalog.=) g.needed OR g.needed OPERATOR(pg_catalog.=) 'any'))
+            END AND g.part OPERATOR(pg_catalog.=) '' AS is_given
+        FROM granted g
+    )
+    SELECT j.name AS object, j.grantee_name AS grantee, pg_catalog.concat(j.privilege_type, j.part) AS privilege, j.is_grantable AS grantable,
+        pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(j.grantor)) AS grantor, j.needed AS "right", j.is_given AND NOT j.is_grantable AS expected,
+        pg_catalog.format('REVOKE %s%s%s ON %s FROM %s CASCADE', CASE WHEN j.is_given THEN 'GRANT OPTION FOR ' END, j.privilege_type, j.part, j.name, j.grantee_name) AS revoke
+    FROM judged j;
+COMMENT ON VIEW envcrypt.grants IS
+    'Every privilege on the extension''s objects that another than their owner has, and whether it is expected: given by CREATE EXTENSION, or by grant_access() with a right that the role holds, and not to be passed on. right is the one that goes with the object (any: each). revoke is the statement that takes back what is not expected. Names are written as in GRANT.';
+
+-- Default privileges of the role that creates the extension may have added to the privileges of what was made above, or taken
+-- from them. So all are taken back here, and PUBLIC is given what it needs: to compare values, to cast them, to ask who it is.
+DO $$
+DECLARE
+    given record;
+    name text;
+BEGIN
+    FOR given IN SELECT DISTINCT g.object, g.grantee FROM envcrypt.grants g LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM %s CASCADE', given.object, given.grantee);
+    END LOOP;
+    FOREACH name IN ARRAY '{encrypted,probe}'::pg_catalog.text[] LOOP
+        EXECUTE pg_catalog.format('GRANT USAGE ON TYPE envcrypt.%I TO PUBLIC', name);
+    END LOOP;
+    FOR given IN SELECT p.oid::pg_catalog.regprocedure AS function FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace OPERATOR(pg_catalog.=) 'envcrypt'::pg_catalog.regnamespace
+        AND (p.oid OPERATOR(pg_catalog.=) 'envcrypt.encrypted(envcrypt.encrypted, integer, boolean)'::pg_catalog.regprocedure
+            OR p.proname OPERATOR(pg_catalog.=) ANY ('{
+                encrypted_in,encrypted_out,encrypted_recv,encrypted_send,encrypted_typmod_in,encrypted_typmod_out,
+                probe_in,probe_out,probe_recv,probe_send,probe_eqsel,probe_neqsel,probe_eqjoinsel,
+                encrypted_lt,encrypted_le,encrypted_eq,encrypted_ne,encrypted_ge,encrypted_gt,encrypted_cmp,encrypted_hash,
+                vault_validator,aws_validator,gcp_validator,azure_validator,local_validator,
+                guard_command,guard_servers,guard_unique,
+                current_tenant,declaration,forget_keys,raise_error,reads_table,view_ddl,written_here}'::pg_catalog.name[]))
+    LOOP
+        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', given.function);
+    END LOOP;
+END $$;

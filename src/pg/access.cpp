@@ -46,12 +46,16 @@ constexpr RightFunction kFunctions[] = {
     {"manage", "envcrypt_export_keys"},
     {"manage", "envcrypt_import_keys"},
     {"manage", "envcrypt_rename_server"},
+    {"manage", "envcrypt_right_of"},
     {kAnyRight, "envcrypt_inspect"},
     {kAnyRight, "envcrypt_count_values"},
     {kAnyRight, "envcrypt_load_keys"},
     {kAnyRight, "envcrypt_set_credential"},
     {kAnyRight, "envcrypt_clear_credential"},
 };
+// What whoever may manage keys may read.
+constexpr const char *kManageRelations[] = {"cache",     "columns", "tenants",  "keys",
+                                            "wrappings", "journal", "progress", "grants"};
 
 void execute(const char *command) {
     if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
@@ -75,9 +79,8 @@ Datum symbols_of(const char *right, bool other) {
     return PointerGetDatum(construct_array(symbols, count, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-// GRANTs or REVOKEs EXECUTE on all that the right is made of.
-void change_functions(const char *right, const char *change, const char *direction,
-                      const char *role_name) {
+// GRANTs EXECUTE on all that the right is made of.
+void grant_functions(const char *right, const char *role_name) {
     Oid types[] = {TEXTARRAYOID};
     Datum values[] = {symbols_of(right, false)};
     const int done = SPI_execute_with_args(
@@ -91,7 +94,38 @@ void change_functions(const char *right, const char *change, const char *directi
     if (done != SPI_OK_SELECT || SPI_processed != 1) elog(ERROR, "envcrypt: no such right");
     const char *functions = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
     if (functions == nullptr) elog(ERROR, "envcrypt: no functions of a right");
-    execute(psprintf("%s EXECUTE ON ROUTINE %s %s %s", change, functions, direction, role_name));
+    execute(psprintf("GRANT EXECUTE ON ROUTINE %s TO %s", functions, role_name));
+}
+
+// REVOKEs every privilege on what goes with one of the rights, or where `all` on every object of
+// the extension, however it came: by default privileges, say. Raises if one remains: REVOKE leaves
+// what another than the owner granted.
+void revoke_privileges(ArrayType *rights, bool all, const char *role_name) {
+    Oid types[] = {TEXTOID, TEXTARRAYOID, BOOLOID};
+    Datum values[] = {CStringGetTextDatum(role_name), PointerGetDatum(rights), BoolGetDatum(all)};
+    const auto read_grants = [&] {
+        if (SPI_execute_with_args(
+                "SELECT g.object, g.privilege, g.grantor FROM envcrypt.grants g "
+                "WHERE g.grantee OPERATOR(pg_catalog.=) $1 AND ($3 OR g.\"right\" "
+                "OPERATOR(pg_catalog.=) ANY ($2)) ORDER BY g.object, g.privilege",
+                lengthof(types), types, values, nullptr, false, 0) != SPI_OK_SELECT)
+            elog(ERROR, "envcrypt: could not read the grants");
+    };
+    read_grants();
+    SPITupleTable *granted = SPI_tuptable;
+    const std::uint64_t count = SPI_processed;
+    for (std::uint64_t i = 0; i < count; ++i)
+        execute(psprintf("REVOKE ALL ON %s FROM %s CASCADE",
+                         SPI_getvalue(granted->vals[i], granted->tupdesc, 1), role_name));
+    read_grants();
+    if (SPI_processed == 0) return;
+    const auto field = [](int number) {
+        return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number);
+    };
+    ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+                    errmsg("could not revoke all privileges of role %s", role_name),
+                    errdetail("Role %s granted it %s on %s.", field(3), field(2), field(1)),
+                    errhint("Revoke the privileges of role %s first.", field(3))));
 }
 
 // Whether the role itself (not through membership) holds a privilege on any function that needs a
@@ -131,26 +165,25 @@ Datum change_access(FunctionCallInfo fcinfo, bool grant) {
                         errhint("The rights are encrypt, decrypt, search and manage.")));
 
     SPI_connect();
-    const char *change = grant ? "GRANT" : "REVOKE";
-    const char *direction = grant ? "TO" : "FROM";
-    for (int i = 0; i < count; ++i) {
-        const char *right = TextDatumGetCString(rights[i]);
-        change_functions(right, change, direction, role_name);
-        if (strcmp(right, "manage") == 0)
-            execute(psprintf(
-                "%s SELECT ON envcrypt.cache, envcrypt.columns, envcrypt.tenants, "
-                "envcrypt.keys, envcrypt.wrappings, envcrypt.journal, envcrypt.progress %s %s",
-                change, direction, role_name));
-    }
-    if (grant || !holds_any_right(role)) {
-        execute(psprintf("%s USAGE ON SCHEMA envcrypt %s %s", change, direction, role_name));
-        change_functions(kAnyRight, change, direction, role_name);
+    if (grant) {
+        for (int i = 0; i < count; ++i) {
+            const char *right = TextDatumGetCString(rights[i]);
+            grant_functions(right, role_name);
+            if (strcmp(right, "manage") != 0) continue;
+            for (const char *relation : kManageRelations)
+                execute(psprintf("GRANT SELECT ON envcrypt.%s TO %s", relation, role_name));
+        }
+        execute(psprintf("GRANT USAGE ON SCHEMA envcrypt TO %s", role_name));
+        grant_functions(kAnyRight, role_name);
+    } else {
+        revoke_privileges(PG_GETARG_ARRAYTYPE_P(1), false, role_name);
+        if (!holds_any_right(role)) revoke_privileges(PG_GETARG_ARRAYTYPE_P(1), true, role_name);
     }
     SPI_finish();
     PG_RETURN_VOID();
 }
 
-// The right of kRights that the C function stands for; null where any will do.
+// The right that the C function stands for; null where none does.
 const char *right_of(Oid function) {
     const HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
     if (!HeapTupleIsValid(tuple)) return nullptr;
@@ -159,7 +192,16 @@ const char *right_of(Oid function) {
     const char *named = is_null ? "" : TextDatumGetCString(symbol);
     ReleaseSysCache(tuple);
     for (const RightFunction &needed : kFunctions)
-        if (strcmp(needed.symbol, named) == 0 && is_right(needed.right)) return needed.right;
+        if (strcmp(needed.symbol, named) == 0) return needed.right;
+    return nullptr;
+}
+
+const char *right_of_relation(Oid relation) {
+    const char *name = get_rel_name(relation);
+    if (name == nullptr || get_rel_namespace(relation) != get_namespace_oid("envcrypt", true))
+        return nullptr;
+    for (const char *readable : kManageRelations)
+        if (strcmp(readable, name) == 0) return "manage";
     return nullptr;
 }
 
@@ -170,7 +212,7 @@ void raise_no_right(Oid function) {
     const char *right = right_of(function);
     ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
                     errmsg("permission denied for function %s", get_func_name(function)),
-                    right == nullptr
+                    right == nullptr || strcmp(right, kAnyRight) == 0
                         ? errhint("Role \"%s\" needs any right of envcrypt.grant_access().", role)
                         : errhint("A superuser can give role \"%s\" the right: SELECT "
                                   "envcrypt.grant_access(%s, '{%s}');",
@@ -178,6 +220,26 @@ void raise_no_right(Oid function) {
     pg_unreachable();
 }
 
+// right_of(classid, objid): by which right grant_access() gives the object.
+ENVCRYPT_FUNCTION(envcrypt_right_of) {
+    const Oid object = PG_GETARG_OID(1);
+    const char *right = nullptr;
+    switch (PG_GETARG_OID(0)) {
+        case ProcedureRelationId:
+            right = right_of(object);
+            break;
+        case RelationRelationId:
+            right = right_of_relation(object);
+            break;
+        case NamespaceRelationId:
+            right = object == get_namespace_oid("envcrypt", true) ? kAnyRight : nullptr;
+            break;
+        default:
+            break;
+    }
+    if (right == nullptr) PG_RETURN_NULL();
+    return CStringGetTextDatum(right);
+}
 ENVCRYPT_FUNCTION(envcrypt_grant_access) {
     return change_access(fcinfo, true);
 }

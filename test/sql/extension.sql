@@ -38,6 +38,8 @@ SELECT count(*) FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid
 SELECT c.relname, condition FROM pg_extension, unnest(extconfig, extcondition) u(relation, condition) JOIN pg_class c ON c.oid = relation
     WHERE extname = 'envcrypt' ORDER BY 1;
 SELECT tgrelid::regclass, tgname, tgenabled FROM pg_trigger WHERE tgrelid IN ('envcrypt.tenant'::regclass, 'envcrypt.data_key'::regclass, 'envcrypt.wrapped_key'::regclass) ORDER BY 1, 2;
+-- nobody but PUBLIC has anything, and PUBLIC no table
+SELECT grantee, privilege, grantable, expected, split_part(object, ' ', 1) AS kind, count(*) FROM envcrypt.grants GROUP BY 1, 2, 3, 4, 5 ORDER BY 5;
 SELECT evtname, evtevent, evtenabled FROM pg_event_trigger WHERE evtname LIKE 'envcrypt%' ORDER BY 1;
 SELECT fdwname, fdwacl IS NULL AS "superuser's" FROM pg_foreign_data_wrapper WHERE fdwname LIKE 'envcrypt%' ORDER BY 1;
 -- all of it belongs to the extension
@@ -83,7 +85,7 @@ DROP TABLE t;
 -- a schema of that name that another role made is not adopted: its owner would own what protects the keys
 CREATE ROLE regress_other;
 CREATE SCHEMA envcrypt AUTHORIZATION regress_other;
-\set VERBOSITY terse
+\set SHOW_CONTEXT never
 \set ECHO all
 CREATE EXTENSION envcrypt;
 \set ECHO none
