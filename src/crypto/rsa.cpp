@@ -1,16 +1,19 @@
 // See rsa.hpp.
 #include "crypto/rsa.hpp"
 
-#include <openssl/bio.h>
 #include <openssl/bn.h>
 #include <openssl/core_names.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/param_build.h>
-#include <openssl/pem.h>
 #include <openssl/rsa.h>
 
+#include <algorithm>
+#include <bit>
 #include <memory>
+#include <string>
+
+#include "crypto/encoding.hpp"
 
 namespace envcrypt::crypto {
 
@@ -23,7 +26,6 @@ struct Deleter {
         Free(object);
     }
 };
-using Bio = std::unique_ptr<BIO, Deleter<BIO_free>>;
 using Key = std::unique_ptr<EVP_PKEY, Deleter<EVP_PKEY_free>>;
 using KeyContext = std::unique_ptr<EVP_PKEY_CTX, Deleter<EVP_PKEY_CTX_free>>;
 using DigestContext = std::unique_ptr<EVP_MD_CTX, Deleter<EVP_MD_CTX_free>>;
@@ -40,11 +42,6 @@ struct ErrorQueue {
     ErrorQueue(const ErrorQueue &) = delete;
     ~ErrorQueue() { ERR_pop_to_mark(); }
 };
-
-// A key under a passphrase is refused rather than asked for on the terminal.
-int no_passphrase(char *, int, int, void *) {
-    return 0;
-}
 
 bool is_good_rsa(const EVP_PKEY *key) {
     return key != nullptr && EVP_PKEY_is_a(key, "RSA") == 1 && EVP_PKEY_get_bits(key) >= kMinBits &&
@@ -69,15 +66,110 @@ Key public_key(ByteView modulus, ByteView exponent) {
     return Key(key);
 }
 
+// --- private keys. OpenSSL's own readers of PEM and DER free copies of the key unwiped, so they are
+// read here, and its numbers are given to OpenSSL where they lie: in secret memory. ---
+
+// Takes DER apart, element by element.
+class Der {
+public:
+    explicit Der(ByteView bytes) : left_(bytes) {}
+
+    // The contents of the next element, if it has this tag.
+    std::optional<ByteView> take(std::uint8_t tag) {
+        if (left_.size() < 2 || left_[0] != tag) return std::nullopt;
+        std::size_t length = left_[1], at = 2;
+        if (length >= 0x80) {
+            const std::size_t count = length & 0x7f;
+            if (count == 0 || count > 3 || count > left_.size() - at) return std::nullopt;
+            length = 0;
+            for (; at < 2 + count; ++at) length = length << 8 | left_[at];
+        }
+        if (length > left_.size() - at) return std::nullopt;
+        const ByteView contents = left_.subspan(at, length);
+        left_ = left_.subspan(at + length);
+        return contents;
+    }
+
+private:
+    ByteView left_;
+};
+
+constexpr std::uint8_t kInteger = 0x02, kOctets = 0x04, kIdentifier = 0x06, kSequence = 0x30;
+constexpr std::uint8_t kRsaEncryption[] = {0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01};
+
+// What is between the lines BEGIN and END of a PEM with this label, decoded.
+std::optional<SecretBytes> pem_contents(std::string_view pem, std::string_view label) {
+    const std::string begin = "-----BEGIN " + std::string(label) + "-----";
+    const std::string end = "-----END " + std::string(label) + "-----";
+    const std::size_t from = pem.find(begin);
+    if (from == std::string_view::npos) return std::nullopt;
+    pem.remove_prefix(from + begin.size());
+    const std::size_t to = pem.find(end);
+    if (to == std::string_view::npos) return std::nullopt;
+    SecretBytes text;
+    for (const char c : pem.substr(0, to))
+        if (c != '\n' && c != '\r' && c != ' ' && c != '\t')
+            text.append(as_bytes(std::string_view(&c, 1)));
+    return from_base64_secret(text.expose_text());
+}
+
+// The RSAPrivateKey (RFC 8017 appendix A.1.2) in a PrivateKeyInfo (RFC 5208).
+std::optional<ByteView> rsa_private_key(ByteView info) {
+    const auto outer = Der(info).take(kSequence);
+    if (!outer) return std::nullopt;
+    Der members(*outer);
+    if (!members.take(kInteger)) return std::nullopt;
+    const auto algorithm = members.take(kSequence);
+    if (!algorithm) return std::nullopt;
+    const auto identifier = Der(*algorithm).take(kIdentifier);
+    if (!identifier || !std::ranges::equal(*identifier, kRsaEncryption)) return std::nullopt;
+    return members.take(kOctets);
+}
+
+// Null where it is none.
+Key private_key(std::string_view pem) {
+    if (pem.size() > 64 * 1024) return nullptr;
+    const auto info = pem_contents(pem, "PRIVATE KEY");
+    const auto bare = info ? std::nullopt : pem_contents(pem, "RSA PRIVATE KEY");
+    std::optional<ByteView> encoded;
+    if (info) encoded = rsa_private_key(info->expose());
+    if (bare) encoded = bare->expose();
+    if (encoded) encoded = Der(*encoded).take(kSequence);
+    if (!encoded) return nullptr;
+    Der members(*encoded);
+    if (!members.take(kInteger)) return nullptr;
+
+    constexpr const char *names[] = {
+        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,         OSSL_PKEY_PARAM_RSA_D,
+        OSSL_PKEY_PARAM_RSA_FACTOR1,   OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
+        OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1};
+    constexpr std::size_t count = std::size(names);
+    SecretBytes numbers[count];
+    OSSL_PARAM params[count + 1];
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto number = members.take(kInteger);
+        if (!number || number->empty() || number->size() > kMaxBits / 8 + 1 ||
+            (*number)[0] >= 0x80)
+            return nullptr;
+        numbers[i] = SecretBytes(*number);
+        const ByteSpan bytes = numbers[i].expose();
+        if constexpr (std::endian::native == std::endian::little) std::ranges::reverse(bytes);
+        params[i] = OSSL_PARAM_construct_BN(names[i], bytes.data(), bytes.size());
+    }
+    params[count] = OSSL_PARAM_construct_end();
+    const KeyContext context(EVP_PKEY_CTX_new_from_name(nullptr, "RSA", nullptr));
+    EVP_PKEY *key = nullptr;
+    if (!context || EVP_PKEY_fromdata_init(context.get()) != 1 ||
+        EVP_PKEY_fromdata(context.get(), &key, EVP_PKEY_KEYPAIR, params) != 1)
+        return nullptr;
+    return Key(key);
+}
+
 }  // namespace
 
 std::optional<Bytes> sign_rs256(std::string_view private_key_pem, ByteView data) {
     const ErrorQueue errors;
-    if (private_key_pem.size() > 64 * 1024) return std::nullopt;
-    const Bio bio(
-        BIO_new_mem_buf(private_key_pem.data(), static_cast<int>(private_key_pem.size())));
-    if (!bio) return std::nullopt;
-    const Key key(PEM_read_bio_PrivateKey(bio.get(), nullptr, no_passphrase, nullptr));
+    const Key key = private_key(private_key_pem);
     const DigestContext context(EVP_MD_CTX_new());
     std::size_t length = 0;
     if (!is_good_rsa(key.get()) || !context ||

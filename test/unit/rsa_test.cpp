@@ -68,6 +68,44 @@ TEST(Rsa, RefusesKeysThatAreNone) {
         EXPECT_FALSE(sign_rs256(garbage, as_bytes("data")));
 }
 
+// The form before PKCS #8.
+TEST(Rsa, TakesBareKeys) {
+    const Key key(2048);
+    BIO *bio = BIO_new(BIO_s_mem());
+    PEM_write_bio_PrivateKey_traditional(bio, key.key, nullptr, nullptr, 0, nullptr, nullptr);
+    char *text;
+    const long length = BIO_get_mem_data(bio, &text);
+    const std::string_view pem(text, static_cast<std::size_t>(length));
+    ASSERT_TRUE(pem.starts_with("-----BEGIN RSA PRIVATE KEY-----"));
+    EXPECT_EQ(sign_rs256(pem, as_bytes("data")), sign_rs256(pem_of(key.key), as_bytes("data")));
+    BIO_free(bio);
+}
+
+// Cut off anywhere, and with any byte of its structure altered.
+TEST(Rsa, RefusesDamagedKeys) {
+    const Key key(2048);
+    unsigned char *encoded = nullptr;
+    const int length = i2d_PrivateKey(key.key, &encoded);
+    ASSERT_GT(length, 0);
+    const Bytes der(encoded, encoded + length);
+    OPENSSL_free(encoded);
+    const auto sign = [](const Bytes &bytes) {
+        return sign_rs256("-----BEGIN RSA PRIVATE KEY-----\n" + to_base64(bytes) +
+                              "\n-----END RSA PRIVATE KEY-----\n",
+                          as_bytes("data"));
+    };
+    ASSERT_TRUE(sign(der));
+    for (std::size_t size = 0; size < der.size(); size += size < 40 ? 1 : 13)
+        EXPECT_FALSE(sign(Bytes(der.begin(), der.begin() + static_cast<std::ptrdiff_t>(size))))
+            << size;
+    for (const std::size_t at : {0, 4, 7})
+        for (const std::uint8_t byte : {0x00, 0x03, 0x80, 0x84, 0xff}) {
+            Bytes altered = der;
+            altered[at] = byte;
+            EXPECT_FALSE(sign(altered)) << at;
+        }
+}
+
 Bytes sign_pss(EVP_PKEY *key, const Digest &digest, int salt) {
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new(key, nullptr);
     EVP_PKEY_sign_init(context);
