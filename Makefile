@@ -23,7 +23,7 @@ demo test bench:
 else
 
 PG_CONFIG ?= pg_config
-SHLIB_LINK = -Wl,--version-script=src/pg/exports.map -lsodium -lcurl -lcrypto -lstdc++
+SHLIB_LINK = -Wl,--version-script=src/pg/exports.map -lsodium -lcurl -lssl -lcrypto -lstdc++
 # JIT inlining of these functions would gain nothing
 override with_llvm = no
 PGXS := $(shell $(PG_CONFIG) --pgxs)

@@ -66,8 +66,8 @@ Key public_key(ByteView modulus, ByteView exponent) {
     return Key(key);
 }
 
-// --- private keys. OpenSSL's own readers of PEM and DER free copies of the key unwiped, so they are
-// read here, and its numbers are given to OpenSSL where they lie: in secret memory. ---
+// --- private keys. OpenSSL's own readers of PEM and DER free copies of the key unwiped, so they
+// are read here, and its numbers are given to OpenSSL where they lie: in secret memory. ---
 
 // Takes DER apart, element by element.
 class Der {
@@ -140,16 +140,16 @@ Key private_key(std::string_view pem) {
     if (!members.take(kInteger)) return nullptr;
 
     constexpr const char *names[] = {
-        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,         OSSL_PKEY_PARAM_RSA_D,
-        OSSL_PKEY_PARAM_RSA_FACTOR1,   OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
+        OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,
+        OSSL_PKEY_PARAM_RSA_D,         OSSL_PKEY_PARAM_RSA_FACTOR1,
+        OSSL_PKEY_PARAM_RSA_FACTOR2,   OSSL_PKEY_PARAM_RSA_EXPONENT1,
         OSSL_PKEY_PARAM_RSA_EXPONENT2, OSSL_PKEY_PARAM_RSA_COEFFICIENT1};
     constexpr std::size_t count = std::size(names);
     SecretBytes numbers[count];
     OSSL_PARAM params[count + 1];
     for (std::size_t i = 0; i < count; ++i) {
         const auto number = members.take(kInteger);
-        if (!number || number->empty() || number->size() > kMaxBits / 8 + 1 ||
-            (*number)[0] >= 0x80)
+        if (!number || number->empty() || number->size() > kMaxBits / 8 + 1 || (*number)[0] >= 0x80)
             return nullptr;
         numbers[i] = SecretBytes(*number);
         const ByteSpan bytes = numbers[i].expose();

@@ -1,12 +1,17 @@
 // Implements engine.hpp: libcurl's sockets and its timer sit in one epoll descriptor, and every
 // option that makes a transfer safe is set here. What an answer means, whether to try again and how
 // long to wait is decided elsewhere.
-// What libcurl copies into buffers of its own (headers sent, the answer on its way) is freed
-// unwiped; everything that this file owns is wiped.
+// What libcurl copies into buffers of its own (headers sent, the answer on its way) is wiped when
+// libcurl frees it, provided that nobody initialised libcurl in this process before; see
+// initialise_curl(). OpenSSL wipes the plaintext of a TLS record once it is read. While a
+// connection is idle, libcurl and nghttp2 may keep parts of what went over it (HTTP/2 remembers
+// header fields): close_connections() ends that. Everything that this file owns is wiped.
 #include "http/engine.hpp"
 
 #include <curl/curl.h>
 #include <fcntl.h>
+#include <malloc.h>
+#include <openssl/ssl.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -15,7 +20,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -274,10 +281,13 @@ std::size_t on_header(char *data, std::size_t, std::size_t length, void *user) {
     }
 }
 
-// TLS begins.
-CURLcode on_tls(CURL *, void *, void *user) {
+// TLS begins. Its buffers must not keep what was read, nor outlast it.
+CURLcode on_tls(CURL *, void *tls, void *user) {
     Transfer &transfer = *static_cast<Transfer *>(user);
     transfer.phase = std::max(transfer.phase, Phase::negotiating);
+    auto *context = static_cast<SSL_CTX *>(tls);
+    SSL_CTX_set_options(context, SSL_OP_CLEANSE_PLAINTEXT);
+    SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
     return CURLE_OK;
 }
 
@@ -890,6 +900,47 @@ private:
     std::deque<Finished> finished_;
 };
 
+// --- memory of libcurl: the system's, wiped before it goes back. Called by the resolver's thread
+// too, so nothing here is shared but a flag. ---
+
+constinit std::atomic<bool> curl_uses_wiping = false;
+
+void *wiping_malloc(std::size_t size) {
+    curl_uses_wiping.store(true, std::memory_order_relaxed);
+    return std::malloc(size);
+}
+
+void *wiping_calloc(std::size_t count, std::size_t size) {
+    curl_uses_wiping.store(true, std::memory_order_relaxed);
+    return std::calloc(count, size);
+}
+
+void wiping_free(void *memory) {
+    if (memory == nullptr) return;
+    wipe({static_cast<std::uint8_t *>(memory), malloc_usable_size(memory)});
+    std::free(memory);
+}
+
+// Never lets the system move a piece, since that would leave the old one as it is.
+void *wiping_realloc(void *memory, std::size_t size) {
+    if (memory == nullptr) return wiping_malloc(size);
+    const std::size_t before = malloc_usable_size(memory);
+    void *larger = std::malloc(size);
+    if (larger == nullptr) return nullptr;
+    std::memcpy(larger, memory, std::min(before, size));
+    wiping_free(memory);
+    return larger;
+}
+
+char *wiping_strdup(const char *text) {
+    const std::size_t size = std::strlen(text) + 1;
+    void *copy = wiping_malloc(size);
+    if (copy != nullptr) std::memcpy(copy, text, size);
+    return static_cast<char *>(copy);
+}
+
+// libcurl's initialisations are counted, and only the first one's functions are taken. Whether that
+// was ours is seen from who is asked for memory.
 Status initialise_curl() {
     if (curl_is_initialised) return Unit{};
     const curl_version_info_data *curl = curl_version_info(CURLVERSION_NOW);
@@ -902,14 +953,27 @@ Status initialise_curl() {
     if ((curl->features & CURL_VERSION_SSL) == 0) return lacks("It lacks https.");
     if ((curl->features & CURL_VERSION_ASYNCHDNS) == 0)
         return lacks("It resolves names without letting anything else happen.");
+    // on_tls() sets options of OpenSSL
+    if (curl->ssl_version == nullptr ||
+        !std::string_view(curl->ssl_version).starts_with("OpenSSL/"))
+        return lacks("Its TLS is not OpenSSL's.");
     // never undone: others in this process may use libcurl too
-    if (const CURLcode code = curl_global_init(CURL_GLOBAL_DEFAULT); code != CURLE_OK)
+    if (const CURLcode code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, wiping_malloc, wiping_free,
+                                                   wiping_realloc, wiping_strdup, wiping_calloc);
+        code != CURLE_OK)
         return internal("could not initialise libcurl", curl_easy_strerror(code));
     curl_is_initialised = true;
     return Unit{};
 }
 
 }  // namespace
+
+bool Engine::wipes_what_is_freed() {
+    if (!curl_is_initialised) return false;
+    curl_uses_wiping.store(false, std::memory_order_relaxed);
+    const UrlHandle probe(curl_url());
+    return curl_uses_wiping.load(std::memory_order_relaxed);
+}
 
 Result<std::unique_ptr<Engine>> Engine::create() {
     const SignalBlock block;

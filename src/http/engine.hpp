@@ -31,6 +31,10 @@ public:
     static Result<std::unique_ptr<Engine>> create();
     virtual ~Engine() = default;
 
+    // Whether libcurl wipes what it frees. False where somebody else initialised libcurl in this
+    // process before: requests and answers then stay in freed memory until it is used again.
+    static bool wipes_what_is_freed();
+
     // Readable whenever step() has something to do, timers included. Stays the same for life.
     virtual int poll_fd() const noexcept = 0;
     // Starts a transfer that fails as unreachable after `timeout`. Takes the request over.
@@ -47,7 +51,7 @@ public:
     // doubt are closed, idle ones are kept.
     virtual void abort() noexcept = 0;
     // abort(), and closes the idle connections too: after a server's options, or the files they
-    // name, have changed.
+    // name, have changed, and where nothing of what went over them may stay in memory.
     virtual void close_connections() noexcept = 0;
 };
 

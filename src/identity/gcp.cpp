@@ -110,10 +110,12 @@ kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
     SecretBytes assertion = crypto::to_base64url_secret(header.finish().expose());
     assertion.append(as_bytes("."));
     assertion.append(crypto::to_base64url_secret(claims.finish().expose()).expose());
-    const std::optional<Bytes> signature = crypto::sign_rs256(*private_key, assertion.expose());
+    // the assertion is worth a token for an hour, and so is its signature
+    std::optional<Bytes> signature = crypto::sign_rs256(*private_key, assertion.expose());
     if (!signature) co_return file_error(server, "has no usable private_key.");
     assertion.append(as_bytes("."));
-    assertion.append(as_bytes(crypto::to_base64url(*signature)));
+    assertion.append(crypto::to_base64url_secret(*signature).expose());
+    wipe(*signature);
 
     http::Request request =
         token_request(server, url,

@@ -210,6 +210,13 @@ Backend *backend_if_any() {
     return the_backend_pid == MyProcPid ? the_backend : nullptr;
 }
 
+std::size_t forget_keys(Backend &state) {
+    const std::size_t forgotten = state.cache.clear();
+    state.credentials.clear();
+    if (state.engine != nullptr) state.engine->close_connections();
+    return forgotten;
+}
+
 Backend &backend() {
     if (the_backend_pid != MyProcPid) {
         register_callbacks();

@@ -161,6 +161,11 @@ extern KeyTables watched_tables;
 // Whether `backend().brought` holds any: a setting, since settings are what parallel workers get.
 extern bool session_brought_identity;
 
+// Forgets all open keys and all credentials, and closes the connections that they came by, whose
+// buffers may hold them. Returns how many keys there were. A C++ frame, with no operation under
+// way.
+std::size_t forget_keys(Backend &state);
+
 // Forgets the identities that the session brought and that `condition` names, with all that was
 // opened as them. A C++ frame.
 template <class Condition>
@@ -182,6 +187,7 @@ void forget_brought(Backend &state, Condition condition) {
                       [&](const BroughtIdentity &other) { return other.serial == serial; });
         ++epoch;
     }
+    if (!gone.empty() && state.engine != nullptr) state.engine->close_connections();
     session_brought_identity = !state.brought.empty();
 }
 

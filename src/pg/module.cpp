@@ -121,9 +121,8 @@ void on_utility(PlannedStmt *statement, const char *query, bool read_only,
     if (Backend *state = backend_if_any()) {
         ErrorReport report;
         if (!guarded(report, [&] {
-                state->cache.clear();
                 forget_brought(*state, [](const BroughtIdentity &) { return true; });
-                state->credentials.clear();
+                forget_keys(*state);
             }))
             raise(report);
     }

@@ -117,11 +117,7 @@ ENVCRYPT_FUNCTION(envcrypt_forget_keys) {
     std::size_t forgotten = 0;
     if (Backend *state = backend_if_any()) {
         ErrorReport report;
-        if (!guarded(report, [&] {
-                forgotten = state->cache.clear();
-                state->credentials.clear();
-            }))
-            raise(report);
+        if (!guarded(report, [&] { forgotten = forget_keys(*state); })) raise(report);
     }
     PG_RETURN_INT32(static_cast<int32>(forgotten));
 }

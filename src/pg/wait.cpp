@@ -163,9 +163,18 @@ void make_engine(Backend &state) {
         state.engine = std::move(*engine);
         return Unit{};
     });
-    if (made) return;
-    for (int i = 0; i < kDescriptors; ++i) ReleaseExternalFD();
-    raise(report);
+    if (!made) {
+        for (int i = 0; i < kDescriptors; ++i) ReleaseExternalFD();
+        raise(report);
+    }
+    bool wipes = true;
+    if (!guarded(report, [&] { wipes = http::Engine::wipes_what_is_freed(); })) raise(report);
+    if (!wipes)
+        ereport(WARNING,
+                (errmsg("could not have libcurl wipe the memory that it frees"),
+                 errdetail("Another library in this session initialized libcurl before. Keys and "
+                           "credentials that were sent or received may stay in freed memory."),
+                 errhint("Use envcrypt in other sessions than what else uses libcurl.")));
 }
 
 void abandon(Backend &state) {

@@ -353,6 +353,11 @@ TEST_F(EngineTest, GetsAnAnswer) {
     EXPECT_EQ(std::count(response.headers.begin(), response.headers.end(), expected), 1);
 }
 
+// That nothing of them is left is test/t/220_memory.pl's to show.
+TEST_F(EngineTest, HasLibcurlWipeWhatItFrees) {
+    EXPECT_TRUE(Engine::wipes_what_is_freed());
+}
+
 TEST_F(EngineTest, SendsBodyAndHeaders) {
     Request request = post(url("good", "/echo"), "the body");
     request.headers.push_back({"X-Vault-Token", SecretBytes("s.token")});
