@@ -22,7 +22,7 @@ enum class ErrorCode : std::uint8_t {
     denied,           // the KMS says no, or a local right is missing
     unreachable,      // the KMS did not answer in time, or answered that it cannot now
     throttled,        // the KMS asks to slow down
-    bad_answer,       // the KMS (or something in its place) broke the protocol
+    bad_answer,       // the KMS broke the protocol
     misconfigured,    // no retry helps until somebody changes an option, a file or the KMS
     no_key,           // no such tenant, no such key
     key_unusable,     // the tenant or key is disabled or destroyed
@@ -37,6 +37,8 @@ struct Error {
     std::string message;
     std::string detail;
     std::string hint;
+    // unreachable: by what was said, it is over within seconds
+    bool passes_soon = false;
 };
 
 template <class T>

@@ -645,9 +645,12 @@ Result<Response> conclude(CURLcode code, Transfer &transfer) {
     long status = 0;
     curl_easy_getinfo(transfer.easy.get(), CURLINFO_RESPONSE_CODE, &status);
     if (status >= 300 && status < 400)
-        return Error{ErrorCode::bad_answer, transfer.place + " answered with a redirect",
+        return Error{ErrorCode::unreachable, transfer.place + " answered with a redirect",
                      "HTTP status " + std::to_string(status) + redirect_target(transfer.response),
-                     "Set the server's option endpoint to the address of the KMS itself."};
+                     "OpenBao and Vault redirect while they have no active node. Else something in "
+                     "front of the KMS does: set the server's option endpoint to the address of "
+                     "the KMS itself. Redirects are not followed.",
+                     true};
     transfer.response.status = static_cast<int>(status);
     return std::move(transfer.response);
 }

@@ -18,7 +18,7 @@ using TransferId = std::uint64_t;
 struct Finished {
     TransferId id;
     // unreachable: resolving, connecting, TLS cut short, timeout; misconfigured: certificate, host
-    // name, CA file, TLS below 1.2, client certificate; bad_answer: redirect, oversize, not HTTP.
+    // name, CA file, TLS below 1.2, client certificate; bad_answer: oversize, not HTTP.
     Result<Response> result;
 };
 

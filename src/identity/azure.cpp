@@ -36,17 +36,25 @@ std::optional<std::int64_t> number(const Json &json, const char *name) {
 Result<Credential> read_token(const kms::Server &server, const kms::Conversation &talk,
                               http::Response response) {
     if (response.status != 200) {
-        Error error = kms::azure_error(server, kLogIn, response, kNeedsLogin, false);
-        if (response.status == 400 || response.status == 401) {
-            error.code = ErrorCode::denied;
-            error.hint =
-                "Microsoft Entra refuses the identity: check tenant_id, client_id and the "
-                "secret or token, which may have expired.";
+        const bool says_nothing = response.status == 429 || kms::is_outage_status(response.status);
+        if (says_nothing || !is_oauth_error(response)) {
+            Error error = kms::azure_error(server, kLogIn, response, kNeedsLogin, false);
+            if (response.status == 429) error.hint = "Microsoft Entra asks to slow down.";
+            return error;
         }
-        return error;
+        const std::string detail =
+            "Microsoft Entra answered HTTP " + std::to_string(response.status) + ".";
+        const std::string message = "could not log in with KMS \"" + server.name + "\"";
+        if (is_oauth_outage(response)) return Error{ErrorCode::unreachable, message, detail, {}};
+        return Error{ErrorCode::denied, message, detail,
+                     response.status == 400 || response.status == 401
+                         ? "Microsoft Entra refuses the identity: check tenant_id, client_id and "
+                           "the secret or token, which may have expired."
+                         : kNeedsLogin};
     }
-    const std::optional<Json> json = Json::parse(std::move(response.body));
-    if (!json) return login_nonsense(server, "Microsoft Entra", "It was not JSON as expected.");
+    const std::optional<Json> json = Json::parse(response.body.copy());
+    if (!json || !json->has({"access_token"}))
+        return kms::foreign_answer(server, kLogIn, "Microsoft Entra", response);
     const auto token = json->text({"access_token"});
     const auto seconds = number(*json, "expires_in");
     if (!token || !is_visible_ascii(*token) || !seconds || *seconds <= 0)
@@ -57,6 +65,7 @@ Result<Credential> read_token(const kms::Server &server, const kms::Conversation
 }
 
 kms::Task<Result<Credential>> from_instance(kms::Conversation &talk, const kms::Server &server) {
+    constexpr std::string_view service = "Azure's instance metadata";
     std::string_view endpoint = server.option("metadata_endpoint");
     if (endpoint.empty()) endpoint = "http://169.254.169.254";
     while (endpoint.ends_with('/')) endpoint.remove_suffix(1);
@@ -73,15 +82,15 @@ kms::Task<Result<Credential>> from_instance(kms::Conversation &talk, const kms::
     request.timeout = kMetadataPatience;
     request.headers.push_back({"Metadata", SecretBytes("true")});
     Result<http::Response> response = co_await talk.exchange(std::move(request));
-    if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-    // while the metadata service is being updated: it says to try again
-    const bool is_away = response->status == 404 || response->status == 410;
-    Result<Credential> token = read_token(server, talk, std::move(*response));
-    if (!token && is_away) {
-        token.error().code = ErrorCode::unreachable;
-        token.error().hint = "The instance metadata service is being updated, or is not there.";
-    }
-    co_return token;
+    if (!response) co_return metadata_unreached(server, service, std::move(response.error()));
+    // while the service is being updated, or starts, it says to try again
+    const int status = response->status;
+    if (status == 404 || status == 410 || status == 429 || kms::is_outage_status(status))
+        co_return metadata_error(server, service, *response,
+                                 "Azure's instance metadata answers so while it starts, is being "
+                                 "updated, or is asked too often. Check that the host has a "
+                                 "managed identity.");
+    co_return read_token(server, talk, std::move(*response));
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "kms/json.hpp"
+
 namespace envcrypt::identity {
 
 namespace {
@@ -58,6 +60,37 @@ void set_lifetime(Credential &credential, kms::Clock now, std::int64_t seconds) 
     if (seconds <= 0 || seconds >= forever) return;
     credential.expires = now + kms::Clock(seconds * 900);
     credential.renew_from = now + kms::Clock(seconds * 750);
+}
+
+bool is_oauth_error(const http::Response &response) {
+    const std::optional<kms::Json> json = kms::Json::parse(response.body.copy());
+    return json && json->text({"error"});
+}
+
+bool is_oauth_outage(const http::Response &response) {
+    const std::optional<kms::Json> json = kms::Json::parse(response.body.copy());
+    if (!json) return false;
+    const auto error = json->text({"error"});
+    return error == "temporarily_unavailable" || error == "server_error";
+}
+
+Error metadata_error(const kms::Server &server, std::string_view service,
+                     const http::Response &response, std::string hint) {
+    Error error{response.status == 429 ? ErrorCode::throttled : ErrorCode::unreachable,
+                "could not log in with KMS \"" + server.name + "\"",
+                "No credential came from " + std::string(service) + ": " +
+                    kms::describe_answer(response) + ".",
+                std::move(hint)};
+    error.passes_soon = true;
+    return error;
+}
+
+Error metadata_unreached(const kms::Server &server, std::string_view service, Error error) {
+    error = kms::while_doing(server, "log in", std::move(error));
+    if (error.code != ErrorCode::unreachable) return error;
+    error.passes_soon = true;
+    error.hint = "It is " + std::string(service) + " that did not answer. " + error.hint;
+    return error;
 }
 
 Error login_nonsense(const kms::Server &server, std::string_view service, std::string_view what) {

@@ -43,7 +43,20 @@ Error file_error(const kms::Server &server, const char *what) {
 // Answers of token endpoints say what is wrong by OAuth's words, others as the KMS does.
 Error token_error(const kms::Server &server, const http::Response &response, const char *needs) {
     Error error = kms::gcp_error(server, kLogIn, response, needs, false);
-    if (response.status == 400 || response.status == 401) {
+    const bool by_oauth = is_oauth_error(response);
+    if (response.status == 429 || kms::is_outage_status(response.status) ||
+        (!by_oauth && !kms::is_gcp_error(response)))
+        return error;
+    if (by_oauth) {
+        error.code = ErrorCode::denied;
+        error.message = "could not log in with KMS \"" + server.name + "\"";
+        error.detail = "Google answered HTTP " + std::to_string(response.status) + ".";
+        error.hint = needs;
+    }
+    if (is_oauth_outage(response)) {
+        error.code = ErrorCode::unreachable;
+        error.hint = {};
+    } else if (response.status == 400 || response.status == 401) {
         error.code = ErrorCode::denied;
         error.hint =
             "Google refuses the identity: check the file that credentials_file names, "
@@ -55,8 +68,9 @@ Error token_error(const kms::Server &server, const http::Response &response, con
 Result<Credential> read_token(const kms::Server &server, const kms::Conversation &talk,
                               http::Response response, const char *needs) {
     if (response.status != 200) return token_error(server, response, needs);
-    const std::optional<Json> json = Json::parse(std::move(response.body));
-    if (!json) return login_nonsense(server, kGoogle, "It was not JSON as expected.");
+    const std::optional<Json> json = Json::parse(response.body.copy());
+    if (!json || !json->has({"access_token"}))
+        return kms::foreign_answer(server, kLogIn, kGoogle, response);
     const auto token = json->text({"access_token"});
     const auto seconds = json->integer({"expires_in"});
     if (!token || !is_visible_ascii(*token) || !seconds || *seconds <= 0)
@@ -68,6 +82,7 @@ Result<Credential> read_token(const kms::Server &server, const kms::Conversation
 
 kms::Task<Result<Credential>> from_metadata(kms::Conversation &talk, const kms::Server &server,
                                             GcpScope scope) {
+    constexpr std::string_view service = "Google's metadata server";
     http::Request request;
     request.method = "GET";
     request.url =
@@ -78,10 +93,22 @@ kms::Task<Result<Credential>> from_metadata(kms::Conversation &talk, const kms::
     request.timeout = kMetadataPatience;
     request.headers.push_back({"Metadata-Flavor", SecretBytes("Google")});
     Result<http::Response> response = co_await talk.exchange(std::move(request));
-    if (!response) co_return kms::while_doing(server, kLogIn, std::move(response.error()));
-    if (response->status == 200 && response->header("metadata-flavor") != "Google")
-        co_return login_nonsense(server, "Google's metadata server", {});
-    co_return read_token(server, talk, std::move(*response), kNeedsAccount);
+    if (!response) co_return metadata_unreached(server, service, std::move(response.error()));
+    const bool is_its_own = response->header("metadata-flavor") == "Google";
+    const bool refuses = response->status == 400 || response->status == 403;
+    if (!is_its_own && (response->status == 200 || refuses))
+        co_return kms::foreign_answer(server, kLogIn, service, *response);
+    if (response->status == 200)
+        co_return read_token(server, talk, std::move(*response), kNeedsAccount);
+    Error error = metadata_error(server, service, *response,
+                                 std::string("Google's metadata server answers so until it knows "
+                                             "the host's service account. ") +
+                                     kNeedsAccount);
+    if (refuses) {
+        error.code = ErrorCode::denied;
+        error.hint = kNeedsAccount;
+    }
+    co_return error;
 }
 
 kms::Task<Result<Credential>> from_service_account(kms::Conversation &talk,
@@ -170,13 +197,11 @@ kms::Task<Result<Credential>> from_external_account(kms::Conversation &talk,
     Result<http::Response> answer = co_await talk.exchange(std::move(impersonate));
     if (!answer) co_return kms::while_doing(server, kLogIn, std::move(answer.error()));
     if (answer->status != 200) co_return token_error(server, *answer, kNeedsImpersonation);
-    const std::optional<Json> json = Json::parse(std::move(answer->body));
-    std::optional<std::string_view> token;
-    std::optional<std::int64_t> end;
-    if (json) {
-        token = json->text({"accessToken"});
-        end = kms::parse_utc_time(json->text({"expireTime"}).value_or(""));
-    }
+    const std::optional<Json> json = Json::parse(answer->body.copy());
+    if (!json || !json->has({"accessToken"}))
+        co_return kms::foreign_answer(server, kLogIn, kGoogle, *answer);
+    const auto token = json->text({"accessToken"});
+    const auto end = kms::parse_utc_time(json->text({"expireTime"}).value_or(""));
     if (!token || !is_visible_ascii(*token) || !end || *end <= talk.wall_time())
         co_return login_nonsense(server, kGoogle, "It had no accessToken.");
     Credential credential{SecretBytes(*token)};

@@ -183,9 +183,9 @@ kms::Task<Result<SecretBytes>> from_manager(kms::Conversation &talk, const kms::
     Result<http::Response> response = co_await exchange_signed(talk, sign);
     if (!response) co_return kms::while_doing(store, kDoing, std::move(response.error()));
     if (response->status != 200) co_return refusal(store, reference, std::move(*response));
-    const std::optional<Json> json = Json::parse(std::move(response->body));
-    std::optional<SecretBytes> secret;
-    if (json) secret = secret_in(*json, reference);
+    const std::optional<Json> json = Json::parse(response->body.copy());
+    if (!json) co_return kms::foreign_answer(store, kDoing, "a secrets manager", *response);
+    std::optional<SecretBytes> secret = secret_in(*json, reference);
     if (!secret)
         co_return Error{ErrorCode::bad_answer,
                         "could not read a secret with KMS \"" + store.name + "\"",
@@ -219,17 +219,19 @@ kms::Task<Result<SecretBytes>> from_doppler(kms::Conversation &talk, const kms::
     request.transport.client_key_file.clear();
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, kDoing, std::move(response.error()));
+    const std::optional<Json> json = Json::parse(response->body.copy());
+    const bool says_enough = response->status == 429 || kms::is_outage_status(response->status);
+    if (!says_enough && !(json && (json->has({"success"}) || json->has({"value"}))))
+        co_return kms::foreign_answer(server, kDoing, "Doppler", *response);
     if (response->status != 200)
-        co_return Error{response->status >= 500   ? ErrorCode::unreachable
-                        : response->status == 429 ? ErrorCode::throttled
-                                                  : ErrorCode::denied,
+        co_return Error{response->status == 429 ? ErrorCode::throttled
+                        : says_enough           ? ErrorCode::unreachable
+                                                : ErrorCode::denied,
                         "could not read a secret for KMS \"" + server.name + "\"",
                         "Doppler answered HTTP " + std::to_string(response->status) + ".",
                         "Check the reference, and the token that doppler_token refers to."};
-    const std::optional<Json> json = Json::parse(std::move(response->body));
     const SecretReference reference{SecretStore::doppler, {}, {}, {}};
-    std::optional<SecretBytes> secret;
-    if (json) secret = secret_in(*json, reference);
+    std::optional<SecretBytes> secret = secret_in(*json, reference);
     if (!secret) co_return secret_error(server, "Doppler's answer had no such secret.", {});
     co_return take_field(server, reference, std::move(*secret));
 }

@@ -39,8 +39,9 @@ Result<Credential> read_login(const kms::Server &server, http::Response response
         }
         return error;
     }
-    const std::optional<Json> json = Json::parse(std::move(response.body));
-    if (!json) return kms::vault_nonsense(server, kLogIn, "It was not JSON as expected.");
+    const std::optional<Json> json = Json::parse(response.body.copy());
+    if (!kms::is_vault_answer(json))
+        return kms::foreign_answer(server, kLogIn, "OpenBao or Vault", response);
     const auto token = json->text({"auth", "client_token"});
     const auto seconds = json->integer({"auth", "lease_duration"});
     if (!token || !is_visible_ascii(*token) || !seconds || *seconds < 0)
@@ -109,12 +110,14 @@ kms::Task<Result<std::string>> describe_vault_token(kms::Conversation &talk,
     Result<http::Response> response = co_await talk.exchange(std::move(request));
     if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
     // it has proven itself; a role without the policy `default` may not look itself up
-    if (response->status == 403) co_return std::string("a token that may not look itself up");
+    if (response->status == 403 && kms::is_vault_error(*response))
+        co_return std::string("a token that may not look itself up");
     if (response->status != 200)
         co_return kms::vault_error(server, doing, std::move(*response), {});
-    const std::optional<Json> json = Json::parse(std::move(response->body));
-    std::optional<std::string_view> name;
-    if (json) name = json->text({"data", "display_name"});
+    const std::optional<Json> json = Json::parse(response->body.copy());
+    if (!kms::is_vault_answer(json))
+        co_return kms::foreign_answer(server, doing, "OpenBao or Vault", *response);
+    const auto name = json->text({"data", "display_name"});
     if (!name) co_return kms::vault_nonsense(server, doing, "It had no data.display_name.");
     std::string text(*name);
     text += " (policies:";

@@ -138,11 +138,11 @@ Task<Result<Answer>> put_once(Operation &operation, Ask ask) {
 }
 
 // Waits as the retry policy says. False where another attempt is not due.
-Task<bool> wait_to_retry(kms::Conversation &talk, ErrorCode code, int attempt) {
+Task<bool> wait_to_retry(kms::Conversation &talk, const Error &error, int attempt) {
     std::uint8_t byte;
     crypto::random_bytes({&byte, 1});
-    const auto delay = retry_delay(code, attempt, parse_retry_after(talk.retry_after()),
-                                   talk.deadline() - talk.now(), byte / 256.0);
+    const auto delay = retry_delay(error.code, attempt, parse_retry_after(talk.retry_after()),
+                                   talk.deadline() - talk.now(), byte / 256.0, error.passes_soon);
     if (!delay) co_return false;
     co_await talk.sleep_until(talk.now() + *delay);
     co_return true;
@@ -153,7 +153,7 @@ Task<Result<Answer>> put(Operation &operation, Ask ask) {
     for (int attempt = 1;; ++attempt) {
         Result<Answer> answer = co_await put_once(operation, ask);
         if (answer) co_return answer;
-        const bool again = co_await wait_to_retry(operation.talk, answer.error().code, attempt);
+        const bool again = co_await wait_to_retry(operation.talk, answer.error(), attempt);
         if (again) continue;
         if (answer.error().code == ErrorCode::damaged) answer.error().code = ErrorCode::corrupt;
         co_return answer;
@@ -225,7 +225,7 @@ Task<Answers> put_all(Operation &operation, const std::vector<Ask> &asks) {
         left = std::move(again);
         if (left.empty()) break;
         const bool due =
-            co_await wait_to_retry(operation.talk, answers[left.front()]->error().code, attempt);
+            co_await wait_to_retry(operation.talk, answers[left.front()]->error(), attempt);
         if (!due) break;
     }
     co_return answers;

@@ -81,12 +81,14 @@ const char *needs(Verb verb) {
 constexpr const char *kNeeds = nullptr;  // in the table below: what the call needs
 constexpr const char *kCredentialHint =
     "Check what the user mapping's options name, and the clock of the database host.";
+constexpr const char *kKeyStoreHint =
+    "The master key lies in a custom key store: see to its connection, its proxy and its HSMs.";
 constexpr Meaning kMeanings[] = {
     {"AccessDeniedException", ErrorCode::denied, kNeeds},
     {"AccessDenied", ErrorCode::denied, kNeeds},
     {"DisabledException", ErrorCode::denied, "The master key is disabled; it can be enabled."},
     {"KMSInvalidStateException", ErrorCode::denied,
-     "The master key is pending deletion or import, or its key store is away."},
+     "The master key is pending deletion or import, or its external key is not to be used."},
     {"NotFoundException", ErrorCode::denied,
      "Check the server's options master_key and region: there is no such key."},
     {"UnrecognizedClientException", ErrorCode::denied, kCredentialHint},
@@ -120,6 +122,12 @@ constexpr Meaning kMeanings[] = {
     {"KMSInternalException", ErrorCode::unreachable, ""},
     {"DependencyTimeoutException", ErrorCode::unreachable, ""},
     {"KeyUnavailableException", ErrorCode::unreachable, ""},
+    {"CustomKeyStoreInvalidStateException", ErrorCode::unreachable, kKeyStoreHint},
+    {"CloudHsmClusterNotActiveException", ErrorCode::unreachable, kKeyStoreHint},
+    {"CloudHsmClusterInvalidConfigurationException", ErrorCode::unreachable, kKeyStoreHint},
+    {"XksProxyUriUnreachableException", ErrorCode::unreachable, kKeyStoreHint},
+    {"XksProxyInvalidResponseException", ErrorCode::unreachable, kKeyStoreHint},
+    {"XksProxyIncorrectAuthenticationCredentialException", ErrorCode::unreachable, kKeyStoreHint},
     {"InternalFailure", ErrorCode::unreachable, ""},
     {"ServiceUnavailable", ErrorCode::unreachable, ""},
     {"InvalidCiphertextException", ErrorCode::corrupt,
@@ -131,6 +139,24 @@ constexpr Meaning kMeanings[] = {
     {"InvalidArnException", ErrorCode::misconfigured, "Check the server's option master_key."},
     {"InvalidKeyUsageException", ErrorCode::misconfigured,
      "The master key must be a symmetric key for encryption."},
+};
+// What KMSInvalidStateException means by the words that come with it, of a key in a custom key
+// store: all that goes wrong there has this one code.
+// https://docs.aws.amazon.com/kms/latest/developerguide/xks-troubleshooting.html
+constexpr std::string_view kInvalidState = "KMSInvalidStateException";
+constexpr Meaning kStateSayings[] = {
+    {"did not respond", ErrorCode::unreachable, kKeyStoreHint},
+    {"cannot communicate with the external key store", ErrorCode::unreachable, kKeyStoreHint},
+    {"is in an unhealthy state", ErrorCode::unreachable, kKeyStoreHint},
+    {"cannot interpret the response from the external key store", ErrorCode::unreachable,
+     kKeyStoreHint},
+    {"could not authenticate AWS KMS", ErrorCode::unreachable, kKeyStoreHint},
+    {"not connected", ErrorCode::unreachable, kKeyStoreHint},
+    {"is disconnected", ErrorCode::unreachable, kKeyStoreHint},
+    {"is unavailable", ErrorCode::unreachable, kKeyStoreHint},
+    {"very high request rate", ErrorCode::throttled, kKeyStoreHint},
+    {"is corrupted, missing, or otherwise invalid", ErrorCode::corrupt,
+     "The wrapped key was altered, or belongs to another tenant."},
 };
 constexpr const char *kCredentialCodes[] = {
     "UnrecognizedClientException",
@@ -227,8 +253,10 @@ public:
                         http::Response response) const override {
         if (response.status != 200)
             return aws_error(server, doing(ask.verb), response, needs(ask.verb));
-        const std::optional<Json> json = Json::parse(std::move(response.body));
-        if (!json) return aws_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
+        const std::optional<Json> json = Json::parse(response.body.copy());
+        if (!json ||
+            (!json->has({"KeyId"}) && !json->has({"CiphertextBlob"}) && !json->has({"Plaintext"})))
+            return foreign_answer(server, doing(ask.verb), "AWS", response);
         Answer answer;
         answer.request_id = clean_request_id(response.header("x-amzn-requestid"));
         const auto key_id = json->text({"KeyId"});
@@ -342,7 +370,9 @@ std::string aws_error_code(const http::Response &response) {
     // the services that speak XML, and moto's signature check
     constexpr std::string_view open = "<Code>";
     const std::string_view body = response.body.expose_text();
-    if (const std::size_t at = body.find(open); !json && at != std::string_view::npos) {
+    const std::size_t error = body.find("<Error>");
+    const std::size_t at = error == std::string_view::npos ? error : body.find(open, error);
+    if (!json && at != std::string_view::npos) {
         code = body.substr(at + open.size());
         code = code.substr(0, code.find('<'));
     }
@@ -359,6 +389,19 @@ Error aws_error(const Server &server, std::string_view doing, const http::Respon
                 "AWS answered HTTP " + std::to_string(response.status) + ".",
                 {}};
     const std::string code = aws_error_code(response);
+    if (code == kInvalidState) {
+        const std::optional<Json> json = Json::parse(response.body.copy());
+        std::string_view said;
+        if (json) said = json->text({"message"}).value_or(json->text({"Message"}).value_or(""));
+        for (const Meaning &meaning : kStateSayings) {
+            if (said.find(meaning.code) == std::string_view::npos) continue;
+            error.code = meaning.what;
+            error.detail = "AWS answered HTTP " + std::to_string(response.status) + ", " + code +
+                           ": \"" + meaning.code + "\".";
+            error.hint = meaning.hint;
+            return error;
+        }
+    }
     for (const Meaning &meaning : kMeanings) {
         if (code != meaning.code) continue;
         error.code = meaning.what;
@@ -366,13 +409,15 @@ Error aws_error(const Server &server, std::string_view doing, const http::Respon
         error.hint = meaning.hint == kNeeds ? needs : meaning.hint;
         return error;
     }
-    if (response.status == 403) {
-        error.code = ErrorCode::denied;
-        error.hint = needs;
-    } else if (response.status == 429) {
+    if (response.status == 429) {
         error.code = ErrorCode::throttled;
     } else if (response.status >= 500) {
         error.code = ErrorCode::unreachable;
+    } else if (code.empty()) {
+        return foreign_answer(server, doing, "AWS", response);
+    } else if (response.status == 403) {
+        error.code = ErrorCode::denied;
+        error.hint = needs;
     } else {
         error.hint = "Check the server's options endpoint, master_key and region.";
     }

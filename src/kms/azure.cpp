@@ -145,6 +145,8 @@ const char *needs(const Ask &ask) {
                  "the role Key Vault Crypto User there.";
 }
 
+constexpr std::string_view kService = "Azure Key Vault";
+
 class Azure final : public Dialect {
 public:
     const char *wrapper_name() const override { return "envcrypt_azure"; }
@@ -196,8 +198,9 @@ public:
             return azure_error(server, doing(ask.verb), response, needs(ask),
                                unwraps && ask.so_far == nullptr);
         const std::string request_id = clean_request_id(response.header("x-ms-request-id"));
-        const std::optional<Json> json = Json::parse(std::move(response.body));
-        if (!json) return azure_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
+        const std::optional<Json> json = Json::parse(response.body.copy());
+        if (!json || (!json->has({"kid"}) && !json->has({"value"}) && !json->has({"key"})))
+            return foreign_answer(server, doing(ask.verb), kService, response);
         Result<Answer> answer =
             ask.so_far == nullptr
                 ? (unwraps ? read_unwrapped(server, ask, *json) : read_wrapped(server, ask, *json))
@@ -210,7 +213,7 @@ public:
     }
 
     bool refuses_credential(const http::Response &response) const override {
-        return response.status == 401;
+        return response.status == 401 && is_azure_error(response);
     }
 
     Status check_complete(const Server &server) const override {
@@ -348,6 +351,11 @@ std::string azure_resource(const Server &server) {
                                                        : "https://vault.azure.net";
 }
 
+bool is_azure_error(const http::Response &response) {
+    const std::optional<Json> json = Json::parse(response.body.copy());
+    return json && json->text({"error", "code"});
+}
+
 Error azure_error(const Server &server, std::string_view doing, const http::Response &response,
                   const char *needs, bool unwrapping) {
     struct Saying {
@@ -370,7 +378,14 @@ Error azure_error(const Server &server, std::string_view doing, const http::Resp
                 "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
                 "Azure answered HTTP " + std::to_string(status) + ".",
                 {}};
-    if (status == 401) {
+    if (status == 429) {
+        error.code = ErrorCode::throttled;
+        error.hint = "The vault's service limit is used up.";
+    } else if (is_outage_status(status)) {
+        error.code = ErrorCode::unreachable;
+    } else if (!is_azure_error(response)) {
+        return foreign_answer(server, doing, kService, response);
+    } else if (status == 401) {
         error.code = ErrorCode::denied;
         error.hint =
             "Azure refuses the identity: check what the user mapping's options name, and "
@@ -391,11 +406,6 @@ Error azure_error(const Server &server, std::string_view doing, const http::Resp
         error.hint =
             "Check the server's options master_key and attestation_key: there is no such "
             "key, or no such version of it.";
-    } else if (status == 429) {
-        error.code = ErrorCode::throttled;
-        error.hint = "The vault's service limit is used up.";
-    } else if (status == 408 || status >= 500) {
-        error.code = ErrorCode::unreachable;
     } else if (status == 400 && unwrapping) {
         error.code = ErrorCode::corrupt;
         error.hint =

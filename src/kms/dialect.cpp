@@ -172,6 +172,35 @@ const char *doing(Verb verb) {
     return "unwrap a key";
 }
 
+std::string describe_answer(const http::Response &response) {
+    std::string text = "HTTP status " + std::to_string(response.status);
+    std::string_view type = response.header("content-type");
+    type = type.substr(0, type.find_first_of("; \t"));
+    constexpr std::string_view legal =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-+./";
+    constexpr std::size_t longest = 64;
+    if (!type.empty() && type.size() <= longest &&
+        type.find_first_not_of(legal) == std::string_view::npos)
+        text += ", content type " + std::string(type);
+    if (response.body.empty()) text += ", no body";
+    return text;
+}
+
+Error foreign_answer(const Server &server, std::string_view doing, std::string_view service,
+                     const http::Response &response) {
+    return {
+        response.status == 429 ? ErrorCode::throttled : ErrorCode::unreachable,
+        "could not " + std::string(doing) + " with KMS \"" + server.name +
+            "\": something in front of it answered",
+        "The answer is not one of " + std::string(service) + ": " + describe_answer(response) + ".",
+        "Look for a proxy, load balancer or service mesh between the database host and the "
+        "service, and check the endpoints among the server's options."};
+}
+
+bool is_outage_status(int status) {
+    return status == 408 || status == 425 || status >= 500;
+}
+
 Error while_doing(const Server &server, std::string_view doing, Error error) {
     error.message =
         "could not " + std::string(doing) + " with KMS \"" + server.name + "\": " + error.message;

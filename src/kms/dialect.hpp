@@ -192,6 +192,18 @@ Status name_master_key(Server &server, std::string_view master_key);
 // The KMS's id of a request, or "" where it is none that could be shown.
 std::string clean_request_id(std::string_view said);
 
+// "HTTP status 403, content type text/html": all that an error tells of an answer that is not the
+// KMS's. The type is left out where it is none.
+std::string describe_answer(const http::Response &response);
+
+// An answer that is not of the form that `service` ("AWS") gives to its own: something in front of
+// it spoke, so nothing is known of the KMS. unreachable, or throttled for 429.
+Error foreign_answer(const Server &server, std::string_view doing, std::string_view service,
+                     const http::Response &response);
+
+// Whether an HTTP status asks for another try, whoever gave it: 408, 425 and 5xx.
+bool is_outage_status(int status);
+
 // Says of an error on the way to the KMS what was being done there.
 Error while_doing(const Server &server, std::string_view doing, Error error);
 

@@ -94,6 +94,19 @@ constexpr Reason kReasons[] = {
     {"BILLING_DISABLED", "The project has no billing account."},
 };
 
+// What Cloud EKM calls an external key manager that it did not reach, in a precondition that
+// failed. https://cloud.google.com/kms/docs/reference/ekm_errors
+constexpr std::string_view kUnreachedWords[] = {"UNREACHABLE", "UNAVAILABLE", "TIMEOUT",
+                                                "TIMED_OUT",   "DEADLINE",    "CONNECTION"};
+
+bool is_outage_behind(const Json &json) {
+    for (const std::string_view type :
+         json.nested_texts({"error", "details"}, "violations", "type"))
+        for (const std::string_view word : kUnreachedWords)
+            if (type.find(word) != std::string_view::npos) return true;
+    return false;
+}
+
 class Gcp final : public Dialect {
 public:
     const char *wrapper_name() const override { return "envcrypt_gcp"; }
@@ -128,8 +141,10 @@ public:
         const bool unwraps = ask.verb == Verb::unwrap;
         if (response.status != 200)
             return gcp_error(server, doing(ask.verb), response, needs(ask.verb), unwraps);
-        const std::optional<Json> json = Json::parse(std::move(response.body));
-        if (!json) return gcp_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
+        const std::optional<Json> json = Json::parse(response.body.copy());
+        if (!json ||
+            (!json->has({"plaintext"}) && !json->has({"ciphertext"}) && !json->has({"name"})))
+            return foreign_answer(server, doing(ask.verb), "Google", response);
         Answer answer;
         answer.master_key = server.option("master_key");
         if (unwraps) {
@@ -165,7 +180,7 @@ public:
     }
 
     bool refuses_credential(const http::Response &response) const override {
-        return response.status == 401;
+        return response.status == 401 && is_gcp_error(response);
     }
 
     Status check_complete(const Server &server) const override {
@@ -217,6 +232,11 @@ std::string gcp_endpoint(const Server &server, const char *option, std::string_v
     return std::string(endpoint);
 }
 
+bool is_gcp_error(const http::Response &response) {
+    const std::optional<Json> json = Json::parse(response.body.copy());
+    return json && json->text({"error", "status"});
+}
+
 Error gcp_error(const Server &server, std::string_view doing, const http::Response &response,
                 const char *needs, bool unwrapping) {
     Error error{ErrorCode::misconfigured,
@@ -237,6 +257,9 @@ Error gcp_error(const Server &server, std::string_view doing, const http::Respon
         error.hint = hint;
         return error;
     };
+    if (status == 429) return say(ErrorCode::throttled, "", "A quota of the project is used up.");
+    if (status >= 500) return say(ErrorCode::unreachable, "", "");
+    if (said.empty()) return foreign_answer(server, doing, "Google", response);
     if (status == 401)
         return say(ErrorCode::denied, "",
                    "Google refuses the identity: check what the user mapping's options name, and "
@@ -253,8 +276,9 @@ Error gcp_error(const Server &server, std::string_view doing, const http::Respon
     if (status == 404)
         return say(ErrorCode::denied, "",
                    "Check the server's option master_key: there is no such key.");
-    if (status == 429) return say(ErrorCode::throttled, "", "A quota of the project is used up.");
-    if (status >= 500) return say(ErrorCode::unreachable, "", "");
+    if (said == "FAILED_PRECONDITION" && is_outage_behind(*json))
+        return say(ErrorCode::unreachable, "FAILED_PRECONDITION",
+                   "Google did not reach the external key manager that holds the master key.");
     if (said == "FAILED_PRECONDITION")
         return say(ErrorCode::denied, "FAILED_PRECONDITION",
                    "The version of the master key is disabled or destroyed.");

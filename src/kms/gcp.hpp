@@ -20,6 +20,9 @@ http::Request gcp_request(const Server &server, const char *method, std::string 
 // The server's option, or the service's own address; without a slash at the end.
 std::string gcp_endpoint(const Server &server, const char *option, std::string_view built_in);
 
+// Whether a refusal is of the form of Google's services: it has an error.status.
+bool is_gcp_error(const http::Response &response);
+
 // What an answer other than success means: "could not DOING with KMS …". `needs` is the hint where
 // the identity lacks a right. Repeats nothing of the body but known words.
 Error gcp_error(const Server &server, std::string_view doing, const http::Response &response,

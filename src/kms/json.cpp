@@ -134,6 +134,10 @@ std::optional<std::int64_t> Json::integer(Path path) const {
     return value->GetInt64();
 }
 
+bool Json::has(Path path) const {
+    return parsed_->find(path) != nullptr;
+}
+
 std::vector<std::string_view> Json::texts(Path path) const {
     std::vector<std::string_view> found;
     const rapidjson::Value *value = parsed_->find(path);
@@ -153,6 +157,25 @@ std::optional<std::size_t> Json::length(Path array) const {
     const rapidjson::Value *value = parsed_->find(array);
     if (value == nullptr || !value->IsArray()) return std::nullopt;
     return value->Size();
+}
+
+std::vector<std::string_view> Json::nested_texts(Path path, const char *inner,
+                                                 const char *name) const {
+    std::vector<std::string_view> found;
+    const rapidjson::Value *value = parsed_->find(path);
+    if (value == nullptr || !value->IsArray()) return found;
+    for (const auto &element : value->GetArray()) {
+        if (!element.IsObject()) continue;
+        const auto array = element.FindMember(inner);
+        if (array == element.MemberEnd() || !array->value.IsArray()) continue;
+        for (const auto &item : array->value.GetArray()) {
+            if (!item.IsObject()) continue;
+            const auto text = item.FindMember(name);
+            if (text != item.MemberEnd() && text->value.IsString())
+                found.emplace_back(text->value.GetString(), text->value.GetStringLength());
+        }
+    }
+    return found;
 }
 
 std::optional<std::string_view> Json::element_text(Path array, std::size_t element,

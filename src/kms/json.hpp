@@ -29,12 +29,17 @@ public:
     std::optional<std::string_view> text(Path path) const;
     std::optional<std::int64_t> integer(Path path) const;
     std::optional<bool> boolean(Path path) const;
+    // Whether there is a member, of whatever type.
+    bool has(Path path) const;
     // The strings of an array, without its other members.
     std::vector<std::string_view> texts(Path path) const;
     // An array's length, and a string in an object that is its element.
     std::optional<std::size_t> length(Path array) const;
     std::optional<std::string_view> element_text(Path array, std::size_t element,
                                                  const char *name) const;
+    // The strings `name` of the objects in the arrays `inner` of the objects in `array`.
+    std::vector<std::string_view> nested_texts(Path array, const char *inner,
+                                               const char *name) const;
 
 private:
     struct Parsed;

@@ -49,6 +49,12 @@ struct Saying {
     const char *hint;
 };
 constexpr Saying kSayings[] = {
+    {"namespace is sealed", ErrorCode::denied,
+     "Whoever owns the namespace has sealed it. Only its keys open it again."},
+    {"API access to this namespace has been locked", ErrorCode::denied,
+     "Whoever owns the namespace has locked it. bao namespace unlock opens it again."},
+    {"namespace not found", ErrorCode::denied,
+     "The namespace was deleted, or the server's option namespace names none."},
     {"too old", ErrorCode::denied,
      "The master key's min_decryption_version excludes this version."},
     {"soft-deleted key", ErrorCode::denied, "The master key was deleted; it can be restored."},
@@ -93,7 +99,7 @@ ErrorCode code_for_status(int status) {
         case 473:
             return ErrorCode::unreachable;
         default:
-            return status >= 500 ? ErrorCode::unreachable : ErrorCode::misconfigured;
+            return is_outage_status(status) ? ErrorCode::unreachable : ErrorCode::misconfigured;
     }
 }
 
@@ -109,6 +115,8 @@ const char *hint_for_status(int status) {
             return "";
     }
 }
+
+constexpr std::string_view kService = "OpenBao or Vault";
 
 class Vault final : public Dialect {
 public:
@@ -145,8 +153,9 @@ public:
     Result<Answer> read(const Server &server, const Ask &ask,
                         http::Response response) const override {
         if (response.status != 200) return refusal(server, ask.verb, std::move(response));
-        const std::optional<Json> json = Json::parse(std::move(response.body));
-        if (!json) return vault_nonsense(server, doing(ask.verb), "It was not JSON as expected.");
+        const std::optional<Json> json = Json::parse(response.body.copy());
+        if (!is_vault_answer(json))
+            return foreign_answer(server, doing(ask.verb), kService, response);
 
         Answer answer;
         answer.request_id = clean_request_id(json->text({"request_id"}).value_or(""));
@@ -202,12 +211,14 @@ public:
         const Verb verb = asks.front().verb;
         http::Response copy;
         copy.status = status;
+        copy.headers = response.headers;
         copy.body = response.body.copy();
         std::optional<Json> json;
         if (status == 200 || status == 400) json = Json::parse(std::move(response.body));
         const Json::Path results = {"data", "batch_results"};
         if (!json || json->length(results) != asks.size()) {
             if (status != 200) return refusal(server, verb, std::move(copy));
+            if (!is_vault_answer(json)) return foreign_answer(server, doing(verb), kService, copy);
             return vault_nonsense(server, doing(verb), "It had no data.batch_results.");
         }
         std::vector<Result<Answer>> answers;
@@ -243,7 +254,7 @@ public:
     }
 
     bool refuses_credential(const http::Response &response) const override {
-        return response.status == 403;
+        return response.status == 403 && is_vault_error(response);
     }
 
     Status check_complete(const Server &server) const override {
@@ -330,16 +341,30 @@ std::string vault_needs(const Server &server, const char *capability, const std:
     return hint;
 }
 
+bool is_vault_answer(const std::optional<Json> &json) {
+    return json && (json->has({"data"}) || json->has({"auth"}) || json->has({"request_id"}));
+}
+
+bool is_vault_error(const http::Response &response) {
+    const std::optional<Json> json = Json::parse(response.body.copy());
+    return json && json->length({"errors"});
+}
+
 Error vault_error(const Server &server, std::string_view doing, http::Response response,
                   const std::string &needs) {
+    const bool says_enough = code_for_status(response.status) != ErrorCode::denied &&
+                             code_for_status(response.status) != ErrorCode::misconfigured;
+    if (!says_enough && !is_vault_error(response))
+        return foreign_answer(server, doing, kService, response);
     Error error{code_for_status(response.status),
                 "could not " + std::string(doing) + " with KMS \"" + server.name + "\"",
                 "The KMS answered HTTP " + std::to_string(response.status) + ".",
                 response.status == 403 ? needs : hint_for_status(response.status)};
     const std::optional<Json> json = Json::parse(std::move(response.body));
-    if (response.status == 400 && json) {
+    if (json && (response.status == 400 || response.status == 404 || response.status == 503)) {
+        const std::string how = "The KMS answered HTTP " + std::to_string(response.status);
         for (const std::string_view said : json->texts({"errors"}))
-            if (explain(error, said, "The KMS answered HTTP 400")) break;
+            if (explain(error, said, how)) break;
     }
     return error;
 }

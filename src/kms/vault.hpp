@@ -6,12 +6,18 @@
 #include <string_view>
 
 #include "kms/dialect.hpp"
+#include "kms/json.hpp"
 
 namespace envcrypt::kms {
 
 // A request to ENDPOINT/v1/PATH, with the token where there is one.
 http::Request vault_request(const Server &server, const char *method, std::string_view path,
                             const SecretBytes *token, SecretBytes body);
+
+// Whether it is of the form that OpenBao and Vault give to what they answer: a success, or a
+// refusal.
+bool is_vault_answer(const std::optional<Json> &json);
+bool is_vault_error(const http::Response &response);
 
 // What an answer other than success means: "could not DOING with KMS …". `needs` is the hint where
 // the identity lacks a right. Repeats nothing of the body but known words.

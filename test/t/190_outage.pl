@@ -37,8 +37,13 @@ for my $case ([ 'sealed', 'unreachable' ], [ 'status/429', 'throttled' ], [ 'sta
 }
 mount('status/403');
 fails_with($dba, $anew, { state => '42501', message => qr/^could not unwrap a key with KMS "a"/ }, 'denied: no other place is asked');
-mount('badjson');
-fails_with($dba, $anew, { state => '08P01' }, 'nonsense: no other place is asked');
+for my $foreign ('badjson', 'notjson', 'empty', 'redirect')
+{
+	mount($foreign);
+	works($dba, "SET envcrypt.kms_timeout = '3s'; $anew; $from", "t\nplain\nb", "$foreign, not of the KMS: the other place");
+}
+mount('badbase64');
+fails_with($dba, $anew, { state => '08P01' }, 'nonsense of the KMS: no other place is asked');
 mount('transit');
 $dba->value("ALTER SERVER a OPTIONS (SET endpoint '" . $kms->url('refused') . "')");
 works($dba, "$anew; $from", "t\nplain\nb", 'connection refused: the other place');

@@ -197,10 +197,54 @@ TEST(Aws, ReadsAnswers) {
     EXPECT_EQ(answer->master_key, "arn:k");
     EXPECT_EQ(answer->master_key_version, "m");
     for (const char *bad :
-         {"", "{}", "[]", R"({"KeyId":"k"})", R"({"KeyId":"k","Plaintext":"*"})",
-          R"({"KeyId":"k","KeyId":"k","Plaintext":"AAEC"})", R"({"KeyId":"","Plaintext":"AAEC"})",
-          R"({"KeyId":1,"Plaintext":"AAEC"})"})
+         {R"({"KeyId":"k"})", R"({"KeyId":"k","Plaintext":"*"})",
+          R"({"KeyId":"","Plaintext":"AAEC"})", R"({"KeyId":1,"Plaintext":"AAEC"})"})
         EXPECT_EQ(code_of(aws(), unwrap(), 200, bad), ErrorCode::bad_answer) << bad;
+    for (const char *foreign : {"", "{}", "[]", "<html>", R"({"status":"ok"})",
+                                R"({"KeyId":"k","KeyId":"k","Plaintext":"AAEC"})"})
+        EXPECT_EQ(code_of(aws(), unwrap(), 200, foreign), ErrorCode::unreachable) << foreign;
+}
+
+TEST(Aws, AnOutageOfACustomKeyStoreIsNoDenial) {
+    const std::pair<const char *, ErrorCode> cases[] = {
+        {"AWS KMS rejected the request because the external key store proxy did not respond in "
+         "time. Retry the request.",
+         ErrorCode::unreachable},
+        {"AWS KMS cannot communicate with the external key store proxy. This might be a transient "
+         "network issue.",
+         ErrorCode::unreachable},
+        {"The external key store proxy is in an unhealthy state.", ErrorCode::unreachable},
+        {"AWS KMS cannot interpret the response from the external key store proxy.",
+         ErrorCode::unreachable},
+        {"The custom key store is not connected.", ErrorCode::unreachable},
+        {"arn:aws:kms:eu-central-1:1:key/1 is unavailable.", ErrorCode::unreachable},
+        {"The request was rejected due to a very high request rate.", ErrorCode::throttled},
+        {"The external key store proxy rejected the request because the specified ciphertext or "
+         "additional authenticated data is corrupted, missing, or otherwise invalid.",
+         ErrorCode::corrupt},
+        {"arn:aws:kms:eu-central-1:1:key/1 is pending deletion.", ErrorCode::denied},
+        {"arn:aws:kms:eu-central-1:1:key/1 is pending import.", ErrorCode::denied},
+        {"The external key store proxy denied access to the operation.", ErrorCode::denied},
+        {"The external key store proxy rejected the request because the external key is not "
+         "enabled "
+         "in the external key manager.",
+         ErrorCode::denied},
+        {"", ErrorCode::denied},
+    };
+    for (const auto &[message, code] : cases)
+        for (const char *member : {"message", "Message"})
+            EXPECT_EQ(code_of(aws(), unwrap(), 400,
+                              std::string(R"({"__type":"KMSInvalidStateException",")") + member +
+                                  "\":\"" + message + "\"}"),
+                      code)
+                << message;
+    for (const char *code :
+         {"XksProxyUriUnreachableException", "XksProxyInvalidResponseException",
+          "CloudHsmClusterNotActiveException", "CloudHsmClusterInvalidConfigurationException",
+          "CustomKeyStoreInvalidStateException"})
+        EXPECT_EQ(code_of(aws(), unwrap(), 400, std::string(R"({"__type":")") + code + "\"}"),
+                  ErrorCode::unreachable)
+            << code;
 }
 
 TEST(Aws, ErrorsByTheirCodes) {
@@ -236,7 +280,14 @@ TEST(Aws, ErrorsByTheirCodes) {
         EXPECT_EQ(error.detail.find("a-secret"), std::string::npos);
     }
     EXPECT_EQ(code_of(aws(), unwrap(), 500, "<html>"), ErrorCode::unreachable);
-    EXPECT_EQ(code_of(aws(), unwrap(), 403, "<html>"), ErrorCode::denied);
+    for (const int status : {400, 401, 403, 404, 408, 425})
+        for (const char *foreign : {"<html>", "RBAC: access denied", "", R"({"message":"no"})",
+                                    "<Response><Code>AccessDenied</Code></Response>"})
+            EXPECT_EQ(code_of(aws(), unwrap(), status, foreign), ErrorCode::unreachable)
+                << status << foreign;
+    EXPECT_EQ(code_of(aws(), unwrap(), 403,
+                      "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"),
+              ErrorCode::denied);
     EXPECT_EQ(code_of(aws(), unwrap(), 429, ""), ErrorCode::throttled);
 }
 
@@ -251,7 +302,7 @@ TEST(Aws, NamesTheRightThatTheCallNeeds) {
         const std::string hint = hint_of(aws(), ask, 400, R"({"__type":"AccessDeniedException"})");
         for (const auto &[other, name] : rights)
             EXPECT_EQ(hint.find(name) != std::string::npos, other == verb) << hint;
-        EXPECT_EQ(hint_of(aws(), ask, 403, ""), hint);
+        EXPECT_EQ(hint_of(aws(), ask, 403, R"({"__type":"AccessDeniedException"})"), hint);
     }
 }
 
@@ -340,7 +391,9 @@ TEST(Gcp, ChecksWhatWasUnwrapped) {
     EXPECT_EQ(code_of(gcp(), unwrap(), 200, body("1")), ErrorCode::damaged);
     EXPECT_EQ(code_of(gcp(), unwrap(), 200, std::string(R"({"plaintext":")") + kKeyBase64 + "\"}"),
               ErrorCode::damaged);
-    EXPECT_EQ(code_of(gcp(), unwrap(), 200, "{}"), ErrorCode::bad_answer);
+    EXPECT_EQ(code_of(gcp(), unwrap(), 200, R"({"plaintext":7})"), ErrorCode::bad_answer);
+    for (const char *foreign : {"", "{}", "<html>", R"({"status":"ok"})"})
+        EXPECT_EQ(code_of(gcp(), unwrap(), 200, foreign), ErrorCode::unreachable) << foreign;
 }
 
 TEST(Gcp, Errors) {
@@ -357,15 +410,33 @@ TEST(Gcp, Errors) {
                            "match the data in field ciphertext.")),
               ErrorCode::damaged);
     EXPECT_EQ(code_of(gcp(), unwrap(), 400, said("FAILED_PRECONDITION")), ErrorCode::denied);
-    EXPECT_EQ(code_of(gcp(), unwrap(), 400, "<html>"), ErrorCode::misconfigured);
+    for (const int status : {400, 401, 403, 404, 418})
+        for (const char *foreign : {"<html>", "RBAC: access denied", "", R"({"error":"forbidden"})",
+                                    R"({"error":{"code":403}})"})
+            EXPECT_EQ(code_of(gcp(), unwrap(), status, foreign), ErrorCode::unreachable)
+                << status << foreign;
+    EXPECT_FALSE(gcp_dialect().refuses_credential(response(401, "<html>")));
+    const auto precondition = [](const char *type) {
+        return std::string(
+                   R"({"error":{"status":"FAILED_PRECONDITION","details":[{"violations":[)") +
+               R"({"type":"KEY_STATE"},{"type":")" + type + R"("}]}]}})";
+    };
+    for (const char *type : {"EXTERNAL_UNREACHABLE", "EKM_CONNECTION_ERROR", "EXTERNAL_TIMEOUT",
+                             "EXTERNAL_KEY_UNAVAILABLE"})
+        EXPECT_EQ(code_of(gcp(), unwrap(), 400, precondition(type)), ErrorCode::unreachable)
+            << type;
+    for (const char *type :
+         {"KEY_DISABLED", "KEY_DESTROYED", "EXTERNAL_PERMISSION_DENIED", "EXTERNAL_NOT_FOUND", ""})
+        EXPECT_EQ(code_of(gcp(), unwrap(), 400, precondition(type)), ErrorCode::denied) << type;
     const std::pair<int, ErrorCode> statuses[] = {
         {401, ErrorCode::denied},      {403, ErrorCode::denied},
         {404, ErrorCode::denied},      {429, ErrorCode::throttled},
         {500, ErrorCode::unreachable}, {503, ErrorCode::unreachable},
         {504, ErrorCode::unreachable}, {418, ErrorCode::misconfigured}};
     for (const auto &[status, code] : statuses)
-        EXPECT_EQ(code_of(gcp(), unwrap(), status, ""), code) << status;
-    EXPECT_TRUE(gcp_dialect().refuses_credential(response(401, "")));
+        EXPECT_EQ(code_of(gcp(), unwrap(), status, said("X")), code) << status;
+    EXPECT_TRUE(gcp_dialect().refuses_credential(
+        response(401, R"({"error":{"status":"UNAUTHENTICATED"}})")));
     EXPECT_FALSE(gcp_dialect().refuses_credential(response(403, "")));
 }
 
@@ -374,8 +445,10 @@ TEST(Gcp, NamesWhatTheCallNeeds) {
     const auto has = [](const std::string &hint, const char *words) {
         EXPECT_NE(hint.find(words), std::string::npos) << hint;
     };
-    has(hint_of(gcp(), unwrap(), 403, ""), "cryptoKeyDecrypter ");
-    has(hint_of(gcp(), wrap(key), 403, ""), "cryptoKeyEncrypterDecrypter ");
+    has(hint_of(gcp(), unwrap(), 403, R"({"error":{"status":"PERMISSION_DENIED"}})"),
+        "cryptoKeyDecrypter ");
+    has(hint_of(gcp(), wrap(key), 403, R"({"error":{"status":"PERMISSION_DENIED"}})"),
+        "cryptoKeyEncrypterDecrypter ");
     const auto reason = [](const char *name) {
         return std::string(R"({"error":{"status":"PERMISSION_DENIED","details":[{"x":"y"},)") +
                R"({"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":")" + name +
@@ -490,7 +563,8 @@ TEST(Azure, UnwrapsWithTheVersionThatWrapped) {
               "https://v.vault.azure.net/keys/attest/77?api-version=7.4");
     EXPECT_EQ(code_of(azure(), check, 200, R"({"key":{"n":"AQAB","e":"AQAB"}})"),
               ErrorCode::corrupt);
-    EXPECT_EQ(code_of(azure(), check, 200, "{}"), ErrorCode::bad_answer);
+    EXPECT_EQ(code_of(azure(), check, 200, R"({"key":{}})"), ErrorCode::bad_answer);
+    EXPECT_EQ(code_of(azure(), check, 200, "{}"), ErrorCode::unreachable);
 }
 
 TEST(Azure, WithoutAnAttestationNothingIsEvenAsked) {
@@ -523,9 +597,15 @@ TEST(Azure, Errors) {
         {500, ErrorCode::unreachable},  {503, ErrorCode::unreachable},
         {409, ErrorCode::misconfigured}};
     for (const auto &[status, code] : statuses)
-        EXPECT_EQ(code_of(azure(), unwrap(), status, ""), code) << status;
+        EXPECT_EQ(code_of(azure(), unwrap(), status, R"({"error":{"code":"X"}})"), code) << status;
+    for (const int status : {400, 401, 403, 404, 409})
+        for (const char *foreign : {"<html>", "RBAC: access denied", "", R"({"error":"x"})"})
+            EXPECT_EQ(code_of(azure(), unwrap(), status, foreign), ErrorCode::unreachable)
+                << status << foreign;
+    EXPECT_FALSE(azure_dialect().refuses_credential(response(401, "<html>")));
     const SecretBytes key(*crypto::from_base64_secret(kKeyBase64));
-    EXPECT_EQ(code_of(azure(), wrap(key), 400, ""), ErrorCode::misconfigured);
+    EXPECT_EQ(code_of(azure(), wrap(key), 400, R"({"error":{"code":"X"}})"),
+              ErrorCode::misconfigured);
     EXPECT_EQ(azure_resource(azure()), "https://vault.azure.net");
     Server hsm = azure();
     hsm.options["endpoint"] = "https://h.managedhsm.azure.net/";

@@ -228,15 +228,57 @@ TEST(Vault, WrappingAnswersNoKey) {
 
 TEST(Vault, RefusesAnswersThatAreNone) {
     const Server server = vault_server();
-    for (const char *body :
-         {"", "<html>", "{}", R"({"data":{}})", R"({"data":{"ciphertext":"vault:v1:x"}})",
-          R"({"data":{"ciphertext":"vault:v1:x","plaintext":"?"}})",
-          R"({"data":{"ciphertext":"vault:v1:x","plaintext":7}})",
-          R"({"data":{"ciphertext":"vault:vx:x","plaintext":"YQ=="}})",
-          R"({"data":{"ciphertext":"vault:v:x","plaintext":"YQ=="}})",
-          R"({"data":{"ciphertext":"nonsense","plaintext":"YQ=="}})",
-          R"({"data":{"ciphertext":"vault:v1:x","plaintext":"YQ==","plaintext":"Yg=="}})"})
+    for (const char *body : {R"({"data":{}})", R"({"data":{"ciphertext":"vault:v1:x"}})",
+                             R"({"data":{"ciphertext":"vault:v1:x","plaintext":"?"}})",
+                             R"({"data":{"ciphertext":"vault:v1:x","plaintext":7}})",
+                             R"({"data":{"ciphertext":"vault:vx:x","plaintext":"YQ=="}})",
+                             R"({"data":{"ciphertext":"vault:v:x","plaintext":"YQ=="}})",
+                             R"({"data":{"ciphertext":"nonsense","plaintext":"YQ=="}})"})
         EXPECT_EQ(code_of(server, Verb::make_data_key, 200, body), ErrorCode::bad_answer) << body;
+    // not of the KMS's form: something else has answered
+    for (const char *body :
+         {"", "<html>", "{}", "[]", R"({"status":"ok"})",
+          R"({"data":{"ciphertext":"vault:v1:x","plaintext":"YQ==","plaintext":"Yg=="}})"})
+        EXPECT_EQ(code_of(server, Verb::make_data_key, 200, body), ErrorCode::unreachable) << body;
+}
+
+TEST(Vault, WhatIsNotItsOwnWordIsNoDenial) {
+    const Server server = vault_server();
+    for (const int status : {204, 400, 401, 403, 404, 405, 418})
+        for (const char *body :
+             {"", "<html>s3cr3t</html>", "RBAC: access denied", R"({"error":"forbidden"})"}) {
+            http::Response answer = response(status, body);
+            answer.headers = {{"content-type", "text/html; charset=utf-8"}};
+            EXPECT_FALSE(vault_dialect().refuses_credential(answer));
+            const Result<Answer> read = server.dialect->read(server, {}, std::move(answer));
+            ASSERT_FALSE(read);
+            const Error &error = read.error();
+            EXPECT_EQ(error.code, ErrorCode::unreachable) << status << body;
+            EXPECT_EQ(error.message,
+                      "could not unwrap a key with KMS \"kms\": something in front of it answered");
+            EXPECT_EQ(error.detail.find("The answer is not one of OpenBao or Vault: HTTP status " +
+                                        std::to_string(status) + ", content type text/html"),
+                      0u)
+                << error.detail;
+            EXPECT_EQ((error.message + error.detail + error.hint).find("s3cr3t"),
+                      std::string::npos);
+        }
+    // a content type that is none is not repeated
+    http::Response strange = response(403, "");
+    strange.headers = {{"content-type", "<s3cr3t>"}};
+    EXPECT_EQ(describe_answer(strange), "HTTP status 403, no body");
+}
+
+TEST(Vault, ATenantsOwnRevocationIsADenial) {
+    for (
+        const auto &[status, body] : std::initializer_list<std::pair<int, const char *>>{
+            {503, R"({"errors":["namespace is sealed"]})"},
+            {404, R"({"errors":["namespace not found"]})"},
+            {503,
+             R"({"errors":["API access to this namespace has been locked by an administrator"]})"}})
+        EXPECT_EQ(code_of(vault_server(), Verb::unwrap, status, body), ErrorCode::denied) << body;
+    EXPECT_EQ(code_of(vault_server(), Verb::unwrap, 503, R"({"errors":["Vault is sealed"]})"),
+              ErrorCode::unreachable);
 }
 
 struct ErrorCase {
@@ -271,8 +313,8 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{400, R"({"errors":["missing 'context' for key derivation"]})",
                   ErrorCode::misconfigured},
         ErrorCase{400, R"({"errors":["something new"]})", ErrorCode::misconfigured},
-        ErrorCase{400, "not json", ErrorCode::misconfigured},
-        ErrorCase{418, "", ErrorCode::misconfigured},
+        ErrorCase{418, R"({"errors":[]})", ErrorCode::misconfigured},
+        ErrorCase{408, "", ErrorCode::unreachable}, ErrorCase{425, "", ErrorCode::unreachable},
         ErrorCase{400, R"({"errors":["cipher: message authentication failed"]})",
                   ErrorCode::corrupt},
         ErrorCase{400, R"({"errors":["invalid ciphertext: no prefix"]})", ErrorCode::corrupt},
@@ -300,7 +342,8 @@ TEST(Vault, NamesThePathThatThePolicyLacks) {
     for (const auto &[verb, path] : paths) {
         Ask ask;
         ask.verb = verb;
-        const Result<Answer> answer = server.dialect->read(server, ask, response(403, ""));
+        const Result<Answer> answer =
+            server.dialect->read(server, ask, response(403, R"({"errors":[]})"));
         ASSERT_FALSE(answer);
         EXPECT_NE(answer.error().hint.find("update on team/transit" + std::string(path) +
                                            std::string(server.option("master_key")) + "."),
@@ -310,9 +353,9 @@ TEST(Vault, NamesThePathThatThePolicyLacks) {
 }
 
 TEST(Vault, OnlyA403RefusesTheCredential) {
-    EXPECT_TRUE(vault_dialect().refuses_credential(response(403, "")));
+    EXPECT_TRUE(vault_dialect().refuses_credential(response(403, R"({"errors":[]})")));
     for (const int status : {200, 400, 404, 429, 500, 503})
-        EXPECT_FALSE(vault_dialect().refuses_credential(response(status, "")));
+        EXPECT_FALSE(vault_dialect().refuses_credential(response(status, R"({"errors":[]})")));
 }
 
 Result<Answer> ask_local(const Ask &ask, std::string_view key_file) {

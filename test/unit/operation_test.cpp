@@ -227,7 +227,9 @@ TEST_F(OperationTest, FailuresOfTheLoginAreItsOwn) {
     const Case cases[] = {
         {400, R"({"errors":["invalid role or secret ID"]})", ErrorCode::denied},
         {503, "", ErrorCode::unreachable},
-        {200, "{}", ErrorCode::bad_answer},
+        {200, "{}", ErrorCode::unreachable},
+        {403, "RBAC: access denied", ErrorCode::unreachable},
+        {404, "<html>", ErrorCode::unreachable},
         {200, R"({"auth":{"client_token":"","lease_duration":1}})", ErrorCode::bad_answer},
         {200, R"({"auth":{"client_token":"t","lease_duration":-1}})", ErrorCode::bad_answer},
     };
@@ -676,7 +678,7 @@ TEST_F(OperationTest, AnInstanceMetadataServiceThatIsBeingUpdatedIsWaitedFor) {
     script.answers.emplace_back(reply(410, ""));
     script.answers.emplace_back(reply(404, ""));
     script.answers.emplace_back(reply(200, R"({"access_token":"t","expires_in":"3600"})"));
-    script.answers.emplace_back(reply(403, ""));
+    script.answers.emplace_back(reply(403, R"({"error":{"code":"Forbidden"}})"));
     const Status outcome = script.run(*op);
     ASSERT_FALSE(outcome);
     EXPECT_EQ(outcome.error().code, ErrorCode::denied);

@@ -28,7 +28,16 @@ TEST(Retry, GrowsWithFullJitterUpToACap) {
     EXPECT_FALSE(retry_delay(ErrorCode::unreachable, 3, Clock(0), kPlenty, 0.5));
     EXPECT_EQ(*retry_delay(ErrorCode::throttled, 1, Clock(0), kPlenty, 0.5), Clock(100));
     EXPECT_EQ(*retry_delay(ErrorCode::throttled, 7, Clock(0), kPlenty, 0.5), Clock(2500));
-    EXPECT_FALSE(retry_delay(ErrorCode::throttled, 8, Clock(0), kPlenty, 0.5));
+}
+
+TEST(Retry, ThrottlingAndWhatPassesSoonAreWaitedOut) {
+    EXPECT_EQ(*retry_delay(ErrorCode::throttled, 1000, Clock(0), kPlenty, 0.5), Clock(2500));
+    EXPECT_EQ(*retry_delay(ErrorCode::unreachable, 1000, Clock(0), kPlenty, 0.5, true), Clock(500));
+    // the last tries spread over the time that is left
+    EXPECT_EQ(*retry_delay(ErrorCode::throttled, 9, Clock(0), Clock(1020), 0.5), Clock(500));
+    EXPECT_EQ(*retry_delay(ErrorCode::throttled, 9, Clock(0), Clock(1020), 0.99), Clock(990));
+    EXPECT_FALSE(retry_delay(ErrorCode::throttled, 9, Clock(0), Clock(100), 0.5));
+    EXPECT_FALSE(retry_delay(ErrorCode::unreachable, 9, Clock(0), Clock(60), 0.0, true));
 }
 
 TEST(Retry, WaitsAsLongAsTheKmsAsksAndNoLongerThanThereIsTime) {
