@@ -139,6 +139,7 @@ for my $status (sort keys %status)
 	scenario("status/$status", $decrypt, { state => $status{$status}, message => $unwrap, detail => "The KMS answered HTTP $status." },
 		"HTTP $status");
 }
+scenario('status/204', $decrypt, { state => '08006', message => "$unwrap: something in front of it answered", detail => qr/HTTP status 204/ }, 'HTTP 204');
 scenario('sealed', $decrypt, { state => '08006', hint => qr/unseal it\. Keys are not lost/ }, 'sealed');
 scenario('status/429', $decrypt, { state => '53400', hint => qr/rate limit/ }, 'throttled');
 scenario('status/403', $decrypt, { state => '42501', hint => qr/policy/ }, 'denied');
