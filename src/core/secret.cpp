@@ -1,5 +1,6 @@
-// See secret.hpp. Pieces up to 4 KiB come from 64 KiB chunks that are cut into slots of one size
-// and kept for the life of the process; larger ones have a mapping of their own.
+// See secret.hpp. Pieces up to 4 KiB come from 64 KiB chunks that are cut into slots of one size. A
+// chunk without a piece goes back to the system, but for one of each size. Larger pieces have a
+// mapping of their own.
 #include "core/secret.hpp"
 
 #include <sodium.h>
@@ -25,12 +26,22 @@ struct FreeSlot {
     FreeSlot *next;
 };
 
+// Stands at the beginning of each chunk, which lies at a multiple of its size.
+struct Chunk {
+    Chunk *previous;  // of those that have a free slot
+    Chunk *next;
+    FreeSlot *free;
+    std::size_t used;  // slots
+};
+constexpr std::size_t kFirstSlot = 64;
+static_assert(sizeof(Chunk) <= kFirstSlot);
+
 struct Arena {
     pid_t owner;
     bool unlocked;
     std::size_t in_use;
     std::size_t reserved;
-    FreeSlot *free[kSlotKinds];
+    Chunk *with_room[kSlotKinds];
 };
 
 constinit Arena arena{};
@@ -46,14 +57,46 @@ std::size_t round_to_pages(std::size_t size) {
     return (size + page - 1) / page * page;
 }
 
-void *map_pages(std::size_t size) {
-    void *pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == MAP_FAILED) throw std::bad_alloc();
+// Maps pages at a multiple of `alignment`, which is one of the page size.
+std::uint8_t *map_pages(std::size_t size, std::size_t alignment) {
+    const std::size_t room = size + alignment - round_to_pages(1);
+    void *mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) throw std::bad_alloc();
+    auto *begin = static_cast<std::uint8_t *>(mapped);
+    const auto past = reinterpret_cast<std::uintptr_t>(begin) % alignment;
+    const std::size_t before = past == 0 ? 0 : alignment - past;
+    std::uint8_t *pages = begin + before;
+    if (before != 0) munmap(begin, before);
+    if (room - before != size) munmap(pages + size, room - before - size);
     // sodium_mlock also leaves the pages out of core dumps, whether or not it can lock them
     if (sodium_mlock(pages, size) != 0) arena.unlocked = true;
     if (madvise(pages, size, MADV_WIPEONFORK) != 0) arena.unlocked = true;
     arena.reserved += size;
     return pages;
+}
+
+void link_chunk(Chunk &chunk, Chunk *&first) {
+    chunk.previous = nullptr;
+    chunk.next = first;
+    if (first != nullptr) first->previous = &chunk;
+    first = &chunk;
+}
+
+void unlink_chunk(Chunk &chunk, Chunk *&first) {
+    (chunk.previous != nullptr ? chunk.previous->next : first) = chunk.next;
+    if (chunk.next != nullptr) chunk.next->previous = chunk.previous;
+}
+
+Chunk &new_chunk(std::size_t slot_size) {
+    std::uint8_t *pages = map_pages(kChunk, kChunk);
+    auto *chunk = new (pages) Chunk{};
+    for (std::size_t at = kFirstSlot; at + slot_size <= kChunk; at += slot_size)
+        chunk->free = new (pages + at) FreeSlot{chunk->free};
+    return *chunk;
+}
+
+Chunk &chunk_of(std::uint8_t *piece) {
+    return *reinterpret_cast<Chunk *>(piece - reinterpret_cast<std::uintptr_t>(piece) % kChunk);
 }
 
 // What a forked child inherits is zeroed and unlocked: it starts with an arena of its own.
@@ -70,16 +113,16 @@ std::uint8_t *take(std::size_t size, std::size_t &capacity) {
     std::uint8_t *piece;
     if (kind == kSlotKinds) {
         capacity = round_to_pages(size);
-        piece = static_cast<std::uint8_t *>(map_pages(capacity));
+        piece = map_pages(capacity, round_to_pages(1));
     } else {
         capacity = kSlotSizes[kind];
-        if (arena.free[kind] == nullptr) {
-            auto *chunk = static_cast<std::uint8_t *>(map_pages(kChunk));
-            for (std::size_t at = 0; at + capacity <= kChunk; at += capacity)
-                arena.free[kind] = new (chunk + at) FreeSlot{arena.free[kind]};
-        }
-        piece = reinterpret_cast<std::uint8_t *>(arena.free[kind]);
-        arena.free[kind] = arena.free[kind]->next;
+        Chunk *&first = arena.with_room[kind];
+        if (first == nullptr) link_chunk(new_chunk(capacity), first);
+        Chunk &chunk = *first;
+        piece = reinterpret_cast<std::uint8_t *>(chunk.free);
+        chunk.free = chunk.free->next;
+        ++chunk.used;
+        if (chunk.free == nullptr) unlink_chunk(chunk, first);
         std::memset(piece, 0, sizeof(FreeSlot));
     }
     arena.in_use += capacity;
@@ -96,7 +139,14 @@ void give_back(std::uint8_t *piece, std::size_t capacity, pid_t owner) noexcept 
         munmap(piece, capacity);
         arena.reserved -= capacity;
     } else {
-        arena.free[kind] = new (piece) FreeSlot{arena.free[kind]};
+        Chunk &chunk = chunk_of(piece);
+        Chunk *&first = arena.with_room[kind];
+        if (chunk.free == nullptr) link_chunk(chunk, first);
+        chunk.free = new (piece) FreeSlot{chunk.free};
+        if (--chunk.used > 0 || (first == &chunk && chunk.next == nullptr)) return;
+        unlink_chunk(chunk, first);
+        munmap(&chunk, kChunk);
+        arena.reserved -= kChunk;
     }
 }
 

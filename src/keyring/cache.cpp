@@ -23,11 +23,6 @@ crypto::Digest wrapping_digest(const KeySource &source) {
 
 }  // namespace
 
-std::size_t Cache::RefHash::operator()(const KeyRef &ref) const {
-    // key ids are random
-    return static_cast<std::size_t>(ref.key_id ^ ref.identity[4] * 0x9e3779b97f4a7c15u);
-}
-
 std::size_t Cache::SubkeyHash::operator()(const SubkeyRef &ref) const {
     return static_cast<std::size_t>(ref.salt * 0x9e3779b97f4a7c15u ^ ref.key_serial);
 }
@@ -36,9 +31,28 @@ Cache::SubkeyRef Cache::subkey_ref(const Subkey &subkey) {
     return {subkey.key_serial, salt_number(subkey.salt)};
 }
 
+Cache::ById::iterator Cache::find_slot(const KeyRef &ref) {
+    const auto [first, last] = by_id_.equal_range(ref.key_id);
+    for (auto at = first; at != last; ++at)
+        if (at->second->ref.identity == ref.identity) return at;
+    return by_id_.end();
+}
+
+void Cache::unlink(OpenKey &key) {
+    (key.older != nullptr ? key.older->newer : oldest_) = key.newer;
+    (key.newer != nullptr ? key.newer->older : newest_) = key.older;
+    key.older = key.newer = nullptr;
+}
+
+void Cache::link_newest(OpenKey &key) {
+    key.older = newest_;
+    (newest_ != nullptr ? newest_->newer : oldest_) = &key;
+    newest_ = &key;
+}
+
 OpenKey *Cache::find_of(const KeyRef &ref, const KeySource &source) {
-    const auto found = by_ref_.find(ref);
-    if (found == by_ref_.end()) return nullptr;
+    const auto found = find_slot(ref);
+    if (found == by_id_.end()) return nullptr;
     OpenKey &key = *found->second;
     const bool is_same = key.purpose == source.purpose && key.tenant == source.tenant &&
                          key.commitment == source.commitment;
@@ -51,7 +65,8 @@ OpenKey *Cache::find(const KeyRef &ref, const KeySource &source) {
     // one that serves on in an outage may have been wrapped anew before
     if (!key->stale && !key->bridged && key->wrapping != wrapping_digest(source)) make_stale(*key);
     if (key->stale) return nullptr;
-    key->last_used = ++tick_;
+    unlink(*key);
+    link_newest(*key);
     return key;
 }
 
@@ -61,7 +76,7 @@ OpenKey *Cache::find_stale(const KeyRef &ref, const KeySource &source) {
 }
 
 void Cache::make_stale(OpenKey &key) {
-    drop_subkeys(key.serial);
+    drop_subkeys(key);
     key.serial = next_serial_++;
     key.sealing = nullptr;
     key.stale = true;
@@ -71,16 +86,13 @@ void Cache::bridge(OpenKey &stale, kms::Clock until) {
     stale.stale = false;
     stale.bridged = true;
     stale.life.expires = std::min(until, stale.life.ends);
-    stale.last_used = ++tick_;
+    next_due_ = std::min(next_due_, stale.life.expires);
+    unlink(stale);
+    link_newest(stale);
 }
 
 void Cache::shrink(std::size_t limit) {
-    while (by_ref_.size() > limit) {
-        OpenKey *oldest = by_ref_.begin()->second;
-        for (const auto &[other, open] : by_ref_)
-            if (open->last_used < oldest->last_used) oldest = open;
-        drop(*oldest);
-    }
+    while (by_id_.size() > limit) drop(*oldest_);
 }
 
 OpenKey &Cache::put(const KeyRef &ref, const KeySource &source, std::string server, SecretBytes key,
@@ -102,11 +114,12 @@ OpenKey &Cache::put(const KeyRef &ref, const KeySource &source, std::string serv
     filled.server = std::move(server);
     filled.key = std::move(key);
     filled.life = life;
-    filled.last_used = ++tick_;
     // from here on nothing throws
-    by_ref_.emplace(ref, slot);
+    by_id_.emplace(ref.key_id, slot);
     free_keys_.pop_back();
     *slot = std::move(filled);
+    link_newest(*slot);
+    next_due_ = std::min(next_due_, life.expires);
     return *slot;
 }
 
@@ -116,20 +129,27 @@ ByteView Cache::token_key(OpenKey &search_key) {
     return search_key.token_key.expose();
 }
 
-void Cache::drop_subkeys(std::uint64_t key_serial) {
+void Cache::drop_subkeys(OpenKey &key) {
+    if (!std::exchange(key.has_subkeys, false)) return;
     for (Subkey &subkey : subkeys_) {
-        if (subkey.key_serial != key_serial) continue;
+        if (subkey.key_serial != key.serial) continue;
         by_salt_.erase(subkey_ref(subkey));
         subkey.aead.reset();
         subkey.serial = subkey.key_serial = 0;
     }
 }
 
-void Cache::drop(OpenKey &key) {
-    drop_subkeys(key.serial);
-    by_ref_.erase(key.ref);
+void Cache::drop(ById::iterator at) {
+    OpenKey &key = *at->second;
+    drop_subkeys(key);
+    by_id_.erase(at);
+    unlink(key);
     key = OpenKey{};
     free_keys_.push_back(&key);
+}
+
+void Cache::drop(OpenKey &key) {
+    drop(find_slot(key.ref));
 }
 
 template <class Condition>
@@ -143,15 +163,17 @@ void Cache::drop_identity(const IdentityId &identity) {
 }
 
 void Cache::drop_older(const IdentityId &identity) {
-    drop_if([&](const OpenKey &key) {
-        const IdentityId &other = key.ref.identity;
+    if (identity[4] == kNoMapping || newest_identities_.contains(identity)) return;
+    const auto is_older = [&](const IdentityId &other) {
         const bool is_other_version =
             !std::equal(other.begin() + 1, other.begin() + 4, identity.begin() + 1) ||
             other[5] != identity[5];
         // [6] and [7] may tell roles apart that share a mapping
-        return other[0] == identity[0] && other[4] == identity[4] && is_other_version &&
-               identity[4] != kNoMapping;
-    });
+        return other[0] == identity[0] && other[4] == identity[4] && is_other_version;
+    };
+    drop_if([&](const OpenKey &key) { return is_older(key.ref.identity); });
+    std::erase_if(newest_identities_, is_older);
+    newest_identities_.insert(identity);
 }
 
 void Cache::drop_mapping(std::uint32_t mapping, std::uint32_t version) {
@@ -161,7 +183,7 @@ void Cache::drop_mapping(std::uint32_t mapping, std::uint32_t version) {
 }
 
 void Cache::drop_key(std::uint64_t key_id) {
-    drop_if([&](const OpenKey &key) { return key.ref.key_id == key_id; });
+    for (auto at = by_id_.find(key_id); at != by_id_.end(); at = by_id_.find(key_id)) drop(at);
 }
 
 void Cache::drop_tenant(std::string_view tenant) {
@@ -169,22 +191,36 @@ void Cache::drop_tenant(std::string_view tenant) {
 }
 
 void Cache::drop(const KeyRef &ref) {
-    const auto found = by_ref_.find(ref);
-    if (found != by_ref_.end()) drop(*found->second);
+    const auto found = find_slot(ref);
+    if (found != by_id_.end()) drop(found);
 }
 
 void Cache::expire(kms::Clock now) {
+    if (now < next_due_) return;
     drop_if([&](const OpenKey &key) { return key.life.ends <= now; });
-    for (OpenKey &key : keys_) {
-        if (key.serial == 0 || key.stale || now < key.life.expires) continue;
-        make_stale(key);
+    next_due_ = kms::Clock::max();
+    for (const auto &[key_id, key] : by_id_) {
+        if (!key->stale && key->life.expires <= now) make_stale(*key);
+        next_due_ = std::min(next_due_, key->stale ? key->life.ends : key->life.expires);
     }
 }
 
 std::size_t Cache::clear() {
-    const std::size_t open = by_ref_.size();
+    const std::size_t open = by_id_.size();
     drop_if([](const OpenKey &) { return true; });
     return open;
+}
+
+void Cache::release() {
+    if (!by_id_.empty()) return;
+    // swapping leaves nothing allocated, as clearing would
+    std::deque<OpenKey>().swap(keys_);
+    std::vector<OpenKey *>().swap(free_keys_);
+    std::deque<Subkey>().swap(subkeys_);
+    by_id_ = ById();
+    by_salt_.clear();
+    by_salt_.rehash(0);
+    hand_ = 0;
 }
 
 Subkey &Cache::free_subkey() {
@@ -198,7 +234,7 @@ Subkey &Cache::free_subkey() {
     }
 }
 
-Subkey &Cache::subkey(const OpenKey &key, std::span<const std::uint8_t, value::kSaltSize> salt) {
+Subkey &Cache::subkey(OpenKey &key, std::span<const std::uint8_t, value::kSaltSize> salt) {
     const auto found = by_salt_.find({key.serial, salt_number(salt)});
     if (found != by_salt_.end()) {
         found->second->used = true;
@@ -213,6 +249,7 @@ Subkey &Cache::subkey(const OpenKey &key, std::span<const std::uint8_t, value::k
         slot.serial = slot.key_serial = 0;
     }
     by_salt_.emplace(SubkeyRef{key.serial, salt_number(salt)}, &slot);
+    key.has_subkeys = true;
     slot.serial = next_serial_++;
     slot.key_serial = key.serial;
     std::memcpy(slot.salt.data(), salt.data(), salt.size());

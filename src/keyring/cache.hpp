@@ -5,8 +5,8 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -54,7 +54,8 @@ struct Lifetime {
     kms::Clock ends{};     // until when it is kept, should the KMS be away; not before `expires`
 };
 
-// A slot for an open key; likewise one key's as long as `serial` stays.
+// A slot for an open key; likewise one key's as long as `serial` stays. It lives until
+// Cache::release().
 struct OpenKey {
     std::uint64_t serial = 0;
     KeyRef ref;
@@ -68,7 +69,11 @@ struct OpenKey {
     Lifetime life;
     bool stale = false;    // expired, or wrapped anew: used no more, unless bridge() says so
     bool bridged = false;  // in use although expired, since its KMS is away
-    std::uint64_t last_used = 0;
+    // The keys used just before and just after this one; null at either end.
+    OpenKey *older = nullptr;
+    OpenKey *newer = nullptr;
+
+    bool has_subkeys = false;  // may have some
 
     // Sealing: the salt that this backend drew, and what was sealed under it.
     Subkey *sealing = nullptr;
@@ -111,16 +116,19 @@ public:
     void drop_key(std::uint64_t key_id);
     void drop(const KeyRef &ref);
     void drop_tenant(std::string_view tenant);
-    // Those that are at their end are dropped, those that have expired stale: whoever held one
-    // finds another serial.
+    // Drops those that are at their end, and makes stale those that have expired: whoever held one
+    // finds another serial. Costs nothing until the first of them is due.
     void expire(kms::Clock now);
     // Drops the least recently used ones beyond the limit.
     void shrink(std::size_t limit);
     // Returns how many keys were open.
     std::size_t clear();
+    // Returns the memory of free slots where no key is open. Nobody may hold a pointer to a slot
+    // or a subkey any more.
+    void release();
 
     // The subkey for a salt, derived where it is not kept.
-    Subkey &subkey(const OpenKey &key, std::span<const std::uint8_t, value::kSaltSize> salt);
+    Subkey &subkey(OpenKey &key, std::span<const std::uint8_t, value::kSaltSize> salt);
     // The subkey to seal `bytes` more bytes with: under a salt drawn from `random` when the key
     // came into the cache, when the process is another, and when the one in use is used up.
     Subkey &sealing_subkey(OpenKey &key, std::uint64_t bytes, crypto::RandomPool &random,
@@ -128,14 +136,12 @@ public:
 
     template <class Visit>
     void for_each(Visit visit) const {
-        for (const auto &[ref, key] : by_ref_) visit(*key);
+        for (const auto &[key_id, key] : by_id_) visit(*key);
     }
-    std::size_t size() const { return by_ref_.size(); }
+    std::size_t size() const { return by_id_.size(); }
 
 private:
-    struct RefHash {
-        std::size_t operator()(const KeyRef &ref) const;
-    };
+    using ById = std::unordered_multimap<std::uint64_t, OpenKey *>;
     struct SubkeyRef {
         std::uint64_t key_serial;
         std::uint32_t salt;
@@ -146,19 +152,27 @@ private:
     };
     static SubkeyRef subkey_ref(const Subkey &subkey);
 
+    ById::iterator find_slot(const KeyRef &ref);
     OpenKey *find_of(const KeyRef &ref, const KeySource &source);
     void make_stale(OpenKey &key);
     void drop(OpenKey &key);
-    void drop_subkeys(std::uint64_t key_serial);
+    void drop(ById::iterator at);
+    // The order of use.
+    void unlink(OpenKey &key);
+    void link_newest(OpenKey &key);
+    void drop_subkeys(OpenKey &key);
     template <class Condition>
     void drop_if(Condition condition);
     Subkey &free_subkey();
 
     std::uint64_t next_serial_ = 1;
-    std::uint64_t tick_ = 0;
     std::deque<OpenKey> keys_;
     std::vector<OpenKey *> free_keys_;
-    std::unordered_map<KeyRef, OpenKey *, RefHash> by_ref_;
+    ById by_id_;  // a key is open under few identities
+    OpenKey *oldest_ = nullptr;
+    OpenKey *newest_ = nullptr;
+    kms::Clock next_due_ = kms::Clock::max();  // when the first expires or ends, or before
+    std::set<IdentityId> newest_identities_;   // those that drop_older() has seen last
     std::deque<Subkey> subkeys_;
     std::size_t hand_ = 0;
     std::unordered_map<SubkeyRef, Subkey *, SubkeyHash> by_salt_;

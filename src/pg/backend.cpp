@@ -213,6 +213,9 @@ Backend *backend_if_any() {
 std::size_t forget_keys(Backend &state) {
     const std::size_t forgotten = state.cache.clear();
     state.credentials.clear();
+    // whoever held a pointer to a key looks again
+    ++epoch;
+    state.cache.release();
     if (state.engine != nullptr) state.engine->close_connections();
     return forgotten;
 }

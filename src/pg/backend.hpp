@@ -162,8 +162,8 @@ extern KeyTables watched_tables;
 extern bool session_brought_identity;
 
 // Forgets all open keys and all credentials, and closes the connections that they came by, whose
-// buffers may hold them. Returns how many keys there were. A C++ frame, with no operation under
-// way.
+// buffers may hold them. Returns how many keys there were. Moves the epoch, since no pointer to a
+// key is good any more. A C++ frame, with no operation under way.
 std::size_t forget_keys(Backend &state);
 
 // Forgets the identities that the session brought and that `condition` names, with all that was

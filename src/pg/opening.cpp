@@ -64,6 +64,8 @@ bool is_unavailable(ErrorCode code) {
 constexpr kms::Clock kFirstPause{5000};
 constexpr kms::Clock kLongestPause{60000};
 constexpr kms::Clock kProbePatience{2000};
+// Where a key of before can serve on meanwhile, no statement waits longer than this.
+constexpr kms::Clock kBridgePatience{1000};
 constexpr kms::Clock kLeastPatience{100};
 
 // Of a key that was destroyed since it was looked up, that.
@@ -266,6 +268,7 @@ Candidate *next_place(const Wanted &wanted, kms::Clock end, bool soft, kms::Cloc
     limit = std::max((end - now()) / left, kLeastPatience);
     const bool was_away = away_until(next->place->identity).has_value();
     if (was_away && next != first_away) limit = std::min(limit, kProbePatience);
+    if (can_bridge) limit = std::min(limit, kBridgePatience);
     return next;
 }
 
