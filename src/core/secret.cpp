@@ -1,6 +1,6 @@
-// See secret.hpp. Pieces up to 4 KiB come from 64 KiB chunks that are cut into slots of one size. A
-// chunk without a piece goes back to the system, but for one of each size. Larger pieces have a
-// mapping of their own.
+// See secret.hpp. Pieces up to 4 KiB come from 64 KiB chunks that are cut into slots of one size.
+// Of the chunks of a size that hold nothing, one is kept. Larger pieces have a mapping of their
+// own.
 #include "core/secret.hpp"
 
 #include <sodium.h>
@@ -42,6 +42,7 @@ struct Arena {
     std::size_t in_use;
     std::size_t reserved;
     Chunk *with_room[kSlotKinds];
+    bool has_empty[kSlotKinds];  // a chunk among these that holds nothing
 };
 
 constinit Arena arena{};
@@ -121,7 +122,7 @@ std::uint8_t *take(std::size_t size, std::size_t &capacity) {
         Chunk &chunk = *first;
         piece = reinterpret_cast<std::uint8_t *>(chunk.free);
         chunk.free = chunk.free->next;
-        ++chunk.used;
+        if (chunk.used++ == 0) arena.has_empty[kind] = false;
         if (chunk.free == nullptr) unlink_chunk(chunk, first);
         std::memset(piece, 0, sizeof(FreeSlot));
     }
@@ -143,7 +144,7 @@ void give_back(std::uint8_t *piece, std::size_t capacity, pid_t owner) noexcept 
         Chunk *&first = arena.with_room[kind];
         if (chunk.free == nullptr) link_chunk(chunk, first);
         chunk.free = new (piece) FreeSlot{chunk.free};
-        if (--chunk.used > 0 || (first == &chunk && chunk.next == nullptr)) return;
+        if (--chunk.used > 0 || !std::exchange(arena.has_empty[kind], true)) return;
         unlink_chunk(chunk, first);
         munmap(&chunk, kChunk);
         arena.reserved -= kChunk;

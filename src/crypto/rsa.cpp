@@ -137,7 +137,9 @@ Key private_key(std::string_view pem) {
     if (encoded) encoded = Der(*encoded).take(kSequence);
     if (!encoded) return nullptr;
     Der members(*encoded);
-    if (!members.take(kInteger)) return nullptr;
+    // of two primes
+    const auto version = members.take(kInteger);
+    if (!version || version->size() != 1 || (*version)[0] != 0) return nullptr;
 
     constexpr const char *names[] = {
         OSSL_PKEY_PARAM_RSA_N,         OSSL_PKEY_PARAM_RSA_E,

@@ -75,18 +75,31 @@ OpenKey *Cache::find_stale(const KeyRef &ref, const KeySource &source) {
     return key == nullptr || !key->stale ? nullptr : key;
 }
 
+kms::Clock Cache::due_time(const OpenKey &key) {
+    return key.stale ? key.life.ends : key.life.expires;
+}
+
+template <class Change>
+void Cache::change_due(OpenKey &key, Change change) {
+    auto node = due_.extract({due_time(key), &key});
+    change();
+    node.value().first = due_time(key);
+    due_.insert(std::move(node));
+}
+
 void Cache::make_stale(OpenKey &key) {
     drop_subkeys(key);
     key.serial = next_serial_++;
     key.sealing = nullptr;
-    key.stale = true;
+    change_due(key, [&] { key.stale = true; });
 }
 
 void Cache::bridge(OpenKey &stale, kms::Clock until) {
-    stale.stale = false;
-    stale.bridged = true;
-    stale.life.expires = std::min(until, stale.life.ends);
-    next_due_ = std::min(next_due_, stale.life.expires);
+    change_due(stale, [&] {
+        stale.stale = false;
+        stale.bridged = true;
+        stale.life.expires = std::min(until, stale.life.ends);
+    });
     unlink(stale);
     link_newest(stale);
 }
@@ -101,6 +114,8 @@ OpenKey &Cache::put(const KeyRef &ref, const KeySource &source, std::string serv
     shrink(std::max<std::size_t>(limit, 1) - 1);
     if (free_keys_.empty()) {
         keys_.emplace_back();
+        // so that to drop a key never throws
+        free_keys_.reserve(keys_.size());
         free_keys_.push_back(&keys_.back());
     }
     OpenKey *slot = free_keys_.back();
@@ -114,12 +129,17 @@ OpenKey &Cache::put(const KeyRef &ref, const KeySource &source, std::string serv
     filled.server = std::move(server);
     filled.key = std::move(key);
     filled.life = life;
+    const auto due = due_.emplace(life.expires, slot).first;
+    try {
+        by_id_.emplace(ref.key_id, slot);
+    } catch (...) {
+        due_.erase(due);
+        throw;
+    }
     // from here on nothing throws
-    by_id_.emplace(ref.key_id, slot);
     free_keys_.pop_back();
     *slot = std::move(filled);
     link_newest(*slot);
-    next_due_ = std::min(next_due_, life.expires);
     return *slot;
 }
 
@@ -143,6 +163,7 @@ void Cache::drop(ById::iterator at) {
     OpenKey &key = *at->second;
     drop_subkeys(key);
     by_id_.erase(at);
+    due_.erase({due_time(key), &key});
     unlink(key);
     key = OpenKey{};
     free_keys_.push_back(&key);
@@ -196,12 +217,12 @@ void Cache::drop(const KeyRef &ref) {
 }
 
 void Cache::expire(kms::Clock now) {
-    if (now < next_due_) return;
-    drop_if([&](const OpenKey &key) { return key.life.ends <= now; });
-    next_due_ = kms::Clock::max();
-    for (const auto &[key_id, key] : by_id_) {
-        if (!key->stale && key->life.expires <= now) make_stale(*key);
-        next_due_ = std::min(next_due_, key->stale ? key->life.ends : key->life.expires);
+    while (!due_.empty() && due_.begin()->first <= now) {
+        OpenKey &key = *due_.begin()->second;
+        if (key.life.ends <= now)
+            drop(key);
+        else
+            make_stale(key);
     }
 }
 

@@ -9,6 +9,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/secret.hpp"
@@ -154,6 +155,10 @@ private:
 
     ById::iterator find_slot(const KeyRef &ref);
     OpenKey *find_of(const KeyRef &ref, const KeySource &source);
+    static kms::Clock due_time(const OpenKey &key);
+    // Changes the key as `change` does, and when it is due.
+    template <class Change>
+    void change_due(OpenKey &key, Change change);
     void make_stale(OpenKey &key);
     void drop(OpenKey &key);
     void drop(ById::iterator at);
@@ -171,8 +176,8 @@ private:
     ById by_id_;  // a key is open under few identities
     OpenKey *oldest_ = nullptr;
     OpenKey *newest_ = nullptr;
-    kms::Clock next_due_ = kms::Clock::max();  // when the first expires or ends, or before
-    std::set<IdentityId> newest_identities_;   // those that drop_older() has seen last
+    std::set<std::pair<kms::Clock, OpenKey *>> due_;  // when each expires or, if stale, ends
+    std::set<IdentityId> newest_identities_;          // those that drop_older() has seen last
     std::deque<Subkey> subkeys_;
     std::size_t hand_ = 0;
     std::unordered_map<SubkeyRef, Subkey *, SubkeyHash> by_salt_;

@@ -93,6 +93,8 @@ Task<Result<http::Response>> call(Operation &operation, const Build &build, cons
         const std::int64_t time = operation.talk.wall_time();
         std::optional<http::Request> request = build(taken->credential, time);
         if (!request) co_return http::Response{};
+        if (operation.gives_up)
+            request->timeout = std::max(*operation.gives_up - operation.talk.now(), kms::Clock(1));
         Result<http::Response> response = co_await operation.talk.exchange(std::move(*request));
         if (!response) co_return kms::while_doing(server, doing, std::move(response.error()));
         if (!corrected && server.dialect->refuses_time(*response)) {
@@ -138,11 +140,15 @@ Task<Result<Answer>> put_once(Operation &operation, Ask ask) {
 }
 
 // Waits as the retry policy says. False where another attempt is not due.
-Task<bool> wait_to_retry(kms::Conversation &talk, const Error &error, int attempt) {
+Task<bool> wait_to_retry(Operation &operation, const Error &error, int attempt) {
+    kms::Conversation &talk = operation.talk;
+    if (operation.patience != kms::Clock{} && !operation.gives_up)
+        operation.gives_up = talk.now() + operation.patience;
+    const kms::Clock end = std::min(talk.deadline(), operation.gives_up.value_or(talk.deadline()));
     std::uint8_t byte;
     crypto::random_bytes({&byte, 1});
     const auto delay = retry_delay(error.code, attempt, parse_retry_after(talk.retry_after()),
-                                   talk.deadline() - talk.now(), byte / 256.0, error.passes_soon);
+                                   end - talk.now(), byte / 256.0, error.passes_soon);
     if (!delay) co_return false;
     co_await talk.sleep_until(talk.now() + *delay);
     co_return true;
@@ -153,7 +159,7 @@ Task<Result<Answer>> put(Operation &operation, Ask ask) {
     for (int attempt = 1;; ++attempt) {
         Result<Answer> answer = co_await put_once(operation, ask);
         if (answer) co_return answer;
-        const bool again = co_await wait_to_retry(operation.talk, answer.error(), attempt);
+        const bool again = co_await wait_to_retry(operation, answer.error(), attempt);
         if (again) continue;
         if (answer.error().code == ErrorCode::damaged) answer.error().code = ErrorCode::corrupt;
         co_return answer;
@@ -224,8 +230,7 @@ Task<Answers> put_all(Operation &operation, const std::vector<Ask> &asks) {
         }
         left = std::move(again);
         if (left.empty()) break;
-        const bool due =
-            co_await wait_to_retry(operation.talk, answers[left.front()]->error(), attempt);
+        const bool due = co_await wait_to_retry(operation, answers[left.front()]->error(), attempt);
         if (!due) break;
     }
     co_return answers;

@@ -92,11 +92,15 @@ struct Operation {
     Credentials *credentials = nullptr;
     std::vector<KeyToOpen> keys;  // open_keys, wrap_keys, rewrap_keys: all by one master key
     kms::Clock limit{};           // the most it may take; 0: what the driver gives every operation
+    // How much longer it is tried once an attempt has failed; 0: as long as it may take.
+    kms::Clock patience{};
 
     // What came of it.
     SecretBytes key;            // open_key, make_key
     kms::Answer made;           // make_key, check_server; its key lies in `key`
     std::string identity_text;  // check_server
+
+    std::optional<kms::Clock> gives_up;  // once an attempt has failed
 
     kms::Conversation talk;
     kms::Task<Status> work;

@@ -37,20 +37,27 @@ void wipe_keys() {
             state->batch.clear();
             state->batch_filling.clear();
             state->operation.reset();
-            state->cache.clear();
-            state->credentials.clear();
+            forget_brought(*state, [](const BroughtIdentity &) { return true; });
+            (void)forget_keys(*state);
         });
     }
+}
+
+void raise_unlocked_memory() {
+    wipe_keys();
+    ereport(ERROR,
+            (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
+             errdetail("envcrypt.require_mlock is on. This session's keys and credentials were "
+                       "wiped, since they could have reached swap."),
+             errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
+                     "server, and connect anew.")));
+    pg_unreachable();
 }
 
 namespace {
 
 void on_exit(int, Datum) {
     wipe_keys();
-    if (Backend *state = backend_if_any()) {
-        ErrorReport ignored;
-        (void)guarded(ignored, [&] { state->brought.clear(); });
-    }
 }
 
 void on_relation_change(Datum, Oid relation) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -90,8 +91,9 @@ struct Backend {
     bool connections_stale = false;        // they were made under options that changed
     std::unique_ptr<keyring::Operation> operation;
     std::vector<std::unique_ptr<keyring::Operation>> batch;  // what runs at once
-    // Those of `batch` that more keys may join, by identity and master key.
-    std::map<std::pair<keyring::IdentityId, std::string>, keyring::Operation *> batch_filling;
+    // Those of `batch` that more keys may join, by identity, master key and patience.
+    using Filling = std::tuple<keyring::IdentityId, std::string, kms::Clock>;
+    std::map<Filling, keyring::Operation *> batch_filling;
     std::vector<Run> runs;
     std::vector<UncommittedKey> uncommitted;
     std::vector<CommitLine> commit_lines;
@@ -137,7 +139,8 @@ void require_tenant_scope();
 // and expired keys dropped. A PostgreSQL frame; costs one reading of the coarse clock.
 void follow_epoch();
 
-// Wipes all open keys and credentials, and what an operation under way holds.
+// Wipes all open keys and credentials, those that the session brought too, and what operations
+// under way and connections hold.
 void wipe_keys();
 
 // Raises under require_mlock where memory for keys could not be locked, having wiped them. To be

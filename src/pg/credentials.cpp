@@ -106,6 +106,7 @@ ENVCRYPT_FUNCTION(envcrypt_set_credential) {
             return Unit{};
         }))
         raise(report);
+    require_locked_memory();
     if (!for_session && !IsTransactionBlock())
         ereport(
             WARNING,

@@ -317,12 +317,12 @@ ENVCRYPT_FUNCTION(envcrypt_coerce) {
     auto &site = call_site<CoercionSite>(fcinfo->flinfo);
     const bytea *plaintext =
         open_value(site.opening, right_function(Right::decrypt), parsed, 0, {}, {});
-    KeyRow key;
-    if (!find_key(parsed.header.key_id, key))
-        elog(ERROR, "envcrypt: the key just used is not there");
+    // the tenant of the key that opened it, whatever the key tables say by now; sealing may drop
+    // that key
+    const char *tenant = pstrdup(site.opening.site.key->tenant.c_str());
     return seal_value(site.sealing, right_function(Right::encrypt), declaration,
                       varlena_bytes(plaintext),
-                      {reinterpret_cast<const std::uint8_t *>(key.tenant), strlen(key.tenant)}, {});
+                      {reinterpret_cast<const std::uint8_t *>(tenant), strlen(tenant)}, {});
 }
 
 static Datum decrypt_text(FunctionCallInfo fcinfo, Unavailable unavailable) {
@@ -371,6 +371,9 @@ static Datum decrypt_typed(FunctionCallInfo fcinfo, ByteView associated, value::
 }
 
 static Datum decrypt_as(FunctionCallInfo fcinfo, Unavailable unavailable) {
+    // a view shows the rest of a row that names no tenant
+    if (unavailable == Unavailable::is_null && (PG_ARGISNULL(0) || PG_ARGISNULL(4)))
+        PG_RETURN_NULL();
     const ByteView associated = optional_text(fcinfo, 2, "associated_data");
     const ByteView label = optional_text(fcinfo, 3, "label");
     const ByteView tenant = optional_text(fcinfo, 4, "tenant");
@@ -392,8 +395,15 @@ ENVCRYPT_FUNCTION(envcrypt_try_decrypt_as) {
 // decrypt_in_row(value, NULL::T, tenant, key_columns, key ...): the plaintext as a T. The key goes
 // into an error only.
 ENVCRYPT_FUNCTION(envcrypt_decrypt_in_row) {
-    const ByteView tenant = optional_text(fcinfo, 2, "tenant");
+    if (PG_ARGISNULL(0)) PG_RETURN_NULL();
     optional_text(fcinfo, kKeyColumns, "key_columns");
+    if (PG_ARGISNULL(2)) {
+        const char *key = key_text(fcinfo);
+        ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+                        errmsg("the row's tenant is NULL, and its value cannot be decrypted"),
+                        errdetail("%s.", key), errhint("Give the row its tenant.")));
+    }
+    const ByteView tenant = optional_text(fcinfo, 2, "tenant");
     call_site<OpeningSite>(fcinfo->flinfo).row = fcinfo;
     return decrypt_typed(fcinfo, {}, 0, tenant, Unavailable::raise);
 }

@@ -64,7 +64,8 @@ bool is_unavailable(ErrorCode code) {
 constexpr kms::Clock kFirstPause{5000};
 constexpr kms::Clock kLongestPause{60000};
 constexpr kms::Clock kProbePatience{2000};
-// Where a key of before can serve on meanwhile, no statement waits longer than this.
+// Where a key of before can serve on meanwhile, a KMS that has failed once is tried this much
+// longer. The first attempt has all the time there is: it may be a denial that comes late.
 constexpr kms::Clock kBridgePatience{1000};
 constexpr kms::Clock kLeastPatience{100};
 
@@ -96,6 +97,7 @@ KnownPlace *know_place(char *server, List *&places) {
 // Returns null where the role may use none of the places, and `soft`. Raises where it may not, or
 // where none of the places is a KMS server at all.
 Wanted *find_candidates(const KeyRow &key, List *rows, List *&places, bool soft) {
+    if (rows == NIL) raise_wrapped_nowhere(key);
     auto *wanted = static_cast<Wanted *>(palloc0(sizeof(Wanted)));
     wanted->key = &key;
     PlaceFault fault = PlaceFault::none;
@@ -152,17 +154,7 @@ const WrappedKeyRow *group_wrapping(const KeyRow &key, List *&rows) {
         if (key.purpose != crypto::Purpose::group && find_tenant(key.tenant, tenant) &&
             strcmp(tenant.group_key, in_group->group_key) == 0)
             return in_group;
-        if (attempt == attempts)
-            ereport(ERROR,
-                    (errcode(ERRCODE_DATA_CORRUPTED),
-                     errmsg("key %016llx of tenant \"%s\" is wrapped by group key \"%s\", which is "
-                            "not the tenant's",
-                            static_cast<unsigned long long>(key.key_id), key.tenant,
-                            in_group->group_key),
-                     errdetail("The row of envcrypt.tenant names another group key or none. The "
-                               "row of envcrypt.wrapped_key may have been planted."),
-                     errhint("Look for who wrote to the key tables, and restore the rows from a "
-                             "backup.")));
+        if (attempt == attempts) raise_foreign_group(key, *in_group);
     }
 }
 
@@ -238,7 +230,8 @@ bool bridge(const Wanted &wanted) {
     if (warned && now() - *warned < minute) return true;
     warned = now();
     ereport(WARNING, (errmsg("KMS \"%s\" is away: keys that it opened before serve on", server),
-                      errdetail("outage_grace lets them; envcrypt.cache shows until when."),
+                      errdetail("They do until cache_ttl and outage_grace have passed; "
+                                "envcrypt.cache shows when."),
                       errhint("See to the KMS before it ends.")));
     return true;
 }
@@ -268,20 +261,18 @@ Candidate *next_place(const Wanted &wanted, kms::Clock end, bool soft, kms::Cloc
     limit = std::max((end - now()) / left, kLeastPatience);
     const bool was_away = away_until(next->place->identity).has_value();
     if (was_away && next != first_away) limit = std::min(limit, kProbePatience);
-    if (can_bridge) limit = std::min(limit, kBridgePatience);
     return next;
 }
 
 // Has the batch open the key there. False where no request could be made.
 bool add_to_batch(const KeyRow &key, const Candidate &candidate, kms::Clock limit,
-                  ErrorReport &report) {
+                  kms::Clock patience, ErrorReport &report) {
     Backend &state = backend();
     const WrappedKeyRow &row = *candidate.row;
     const Place &place = *candidate.place;
     keyring::Operation *operation = nullptr;
     if (!guarded(report, [&] {
-            const auto found =
-                state.batch_filling.find(std::pair(place.identity, std::string(row.master_key)));
+            const auto found = state.batch_filling.find({place.identity, row.master_key, patience});
             if (found != state.batch_filling.end() &&
                 found->second->keys.size() < place.dialect->max_batch())
                 operation = found->second;
@@ -293,8 +284,9 @@ bool add_to_batch(const KeyRow &key, const Candidate &candidate, kms::Clock limi
     if (!guarded(report, [&] {
             if (begins)
                 state.batch_filling.insert_or_assign(
-                    std::pair(place.identity, std::string(row.master_key)), operation);
+                    Backend::Filling{place.identity, row.master_key, patience}, operation);
             if (begins || limit < operation->limit) operation->limit = limit;
+            operation->patience = patience;
             keyring::KeyToOpen &wanted = operation->keys.emplace_back();
             wanted.key_id = key.key_id;
             wanted.purpose = key.purpose;
@@ -366,6 +358,7 @@ struct Failure {
     char *master_key;
     std::uint64_t *keys;  // those that failed themselves
     int key_count;
+    bool was_hurried;  // the KMS had less time than another key's operation gives it
 };
 
 // Who failed among the runs; its texts and arrays lie in the current memory context.
@@ -380,8 +373,10 @@ Failure find_failure(Backend &state) {
             for (const Run &run : state.runs) {
                 if (!run.finished || run.succeeded) continue;
                 failure.identity = run.operation->identity;
+                failure.was_hurried = run.operation->gives_up.has_value();
                 for (const keyring::KeyToOpen &key : run.operation->keys)
-                    if (key.failed) failure.keys[failure.key_count++] = key.key_id;
+                    if (key.failed || failure.was_hurried)
+                        failure.keys[failure.key_count++] = key.key_id;
             }
         }))
         raise(report);
@@ -393,8 +388,9 @@ bool names_key(const Failure &failure, std::uint64_t key_id) {
            failure.keys + failure.key_count;
 }
 
-// Which places a failure concerns: what is away, all of that KMS; what is misconfigured, all by
-// that master key; what is corrupt, that wrapping only. False where it concerns none.
+// Which places a failure concerns: what is away, all of that KMS, or the keys of an operation that
+// was hurried; what is misconfigured, all by that master key; what is corrupt, that wrapping only.
+// False where it concerns none.
 bool note_failures(List *wanted, const Failure &failure, const ErrorReport &report) {
     const char *master_key = nullptr;
     ListCell *cell;
@@ -416,7 +412,8 @@ bool note_failures(List *wanted, const Failure &failure, const ErrorReport &repo
             auto *candidate = static_cast<Candidate *>(lfirst(other));
             if (candidate->failed || candidate->place->identity != failure.identity) continue;
             const bool concerned =
-                is_away(report.code) || names_key(failure, one->key->key_id) ||
+                (is_away(report.code) && !failure.was_hurried) ||
+                names_key(failure, one->key->key_id) ||
                 (report.code == ErrorCode::misconfigured && master_key != nullptr &&
                  strcmp(candidate->row->master_key, master_key) == 0);
             if (!concerned) continue;
@@ -479,7 +476,9 @@ bool open_at_kms(List *wanted, bool soft) {
                     if (one->failure == nullptr) elog(ERROR, "envcrypt: no place to open a key at");
                     raise(*one->failure);
                 }
-                one->is_asked = add_to_batch(*one->key, *place, limit, report);
+                const bool can_bridge = find_open_at(*one, true) != nullptr;
+                one->is_asked = add_to_batch(*one->key, *place, limit,
+                                             can_bridge ? kBridgePatience : kms::Clock{}, report);
                 if (one->is_asked) break;
                 note_failure(*one, *place, report);
                 if (report.code != ErrorCode::misconfigured) {
@@ -564,21 +563,24 @@ void raise_destroyed(const KeyRow &key) {
     pg_unreachable();
 }
 
+void raise_foreign_group(const KeyRow &key, const WrappedKeyRow &row) {
+    ereport(
+        ERROR,
+        (errcode(ERRCODE_DATA_CORRUPTED),
+         errmsg("key %016llx of tenant \"%s\" is wrapped by group key \"%s\", which is not the "
+                "tenant's",
+                static_cast<unsigned long long>(key.key_id), key.tenant, row.group_key),
+         errdetail("The row of envcrypt.tenant names another group key or none. The row of "
+                   "envcrypt.wrapped_key may have been planted."),
+         errhint("Look for who wrote to the key tables. If envcrypt.tenant was changed, put its "
+                 "group_key back; else restore the rows from a backup.")));
+    pg_unreachable();
+}
+
 void raise_altered() {
     ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
                     errmsg("servers or user mappings were altered while keys were being opened"),
                     errhint("Repeat the transaction.")));
-    pg_unreachable();
-}
-
-void raise_unlocked_memory() {
-    wipe_keys();
-    ereport(ERROR,
-            (errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("could not lock keys in memory"),
-             errdetail("envcrypt.require_mlock is on. This session's keys and credentials were "
-                       "wiped, since they could have reached swap."),
-             errhint("Raise the limit on locked memory (ulimit -l, LimitMEMLOCK) of the database "
-                     "server, and connect anew.")));
     pg_unreachable();
 }
 
@@ -605,7 +607,6 @@ bool open_keys(List *keys, bool soft) {
         const auto *key = static_cast<KeyRow *>(lfirst(cell));
         List *rows = NIL;
         const WrappedKeyRow *in_group = group_wrapping(*key, rows);
-        if (rows == NIL) raise_wrapped_nowhere(*key);
         if (in_group == nullptr) {
             Wanted *one = find_candidates(*key, rows, places, soft);
             if (one == nullptr) return false;
@@ -632,7 +633,10 @@ bool open_keys(List *keys, bool soft) {
         *child = {key, in_group, group};
         children = lappend(children, child);
     }
-    if (wanted == NIL && children == NIL) return true;
+    if (wanted == NIL && children == NIL) {
+        require_locked_memory();
+        return true;
+    }
     if (!open_at_kms(wanted, soft)) return false;
     // the group stays while its children come
     Backend &state = backend();
@@ -657,7 +661,7 @@ void verify_wrapped_keys(const Place &place, List *keys, List *rows) {
     ListCell *row;
     forboth(key, keys, row, rows) {
         const Candidate candidate{static_cast<WrappedKeyRow *>(lfirst(row)), &place, false, false};
-        if (!add_to_batch(*static_cast<KeyRow *>(lfirst(key)), candidate, {}, report))
+        if (!add_to_batch(*static_cast<KeyRow *>(lfirst(key)), candidate, {}, {}, report))
             raise(report);
     }
     if (!guarded(report, [&] {

@@ -24,6 +24,8 @@ keyring::OpenKey *find_open_key(const KeyRow &key);
 void verify_wrapped_keys(const Place &place, List *keys, List *rows);
 
 [[noreturn]] void raise_destroyed(const KeyRow &key);
+// The group key that wraps it is not the one that the tenant's row names.
+[[noreturn]] void raise_foreign_group(const KeyRow &key, const WrappedKeyRow &row);
 // Servers or mappings were altered again and again while keys were being opened.
 [[noreturn]] void raise_altered();
 

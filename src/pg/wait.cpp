@@ -206,14 +206,17 @@ bool run_operations(ErrorReport &report) {
     bool ok = true;
 
     make_engine(state);
-    // a connection and a resolver for each of many, as far as there are descriptors
+    // a connection and a resolver for each of many, as far as there are descriptors, but for one
+    // that WaitLatchOrSocket() takes
     const int wanted = Min(static_cast<int>(state.runs.size()), setting_kms_concurrency);
     int concurrency = 1;
+    const bool has_spare = AcquireExternalFD();
     for (; concurrency < wanted && AcquireExternalFD(); ++concurrency) {
         if (AcquireExternalFD()) continue;
         ReleaseExternalFD();
         break;
     }
+    if (has_spare) ReleaseExternalFD();
     const int descriptors = 2 * (concurrency - 1);
     std::size_t first = 0;
     PG_TRY();

@@ -175,6 +175,7 @@ List *places_of_new_keys(const TenantRow &tenant) {
     foreach (cell, find_wrapped_keys(newest.key_id)) {
         const auto *row = static_cast<WrappedKeyRow *>(lfirst(cell));
         if (strcmp(row->server, tenant.server) == 0) continue;
+        if (row->group_key[0] != '\0') raise_foreign_group(newest, *row);
         places = lappend(places, at_server(row->server, row->own_master_key ? row->master_key : "",
                                            row->own_master_key));
     }

@@ -34,7 +34,7 @@ my %wrong = (
 	'half' => { state => '08006', message => qr/^could not rewrap a key with KMS "a"/ },
 	'close' => { state => '08006', message => qr/^could not rewrap a key with KMS "a"/ },
 	'sealed' => { state => '08006', message => qr/^could not rewrap a key with KMS "a"/ },
-	'badjson' => { state => '08P01', message => qr/^could not rewrap a key with KMS "a"|nonsense|KMS "a"/ },
+	'badjson' => { state => '08006', message => qr/^could not rewrap a key with KMS "a"|nonsense|KMS "a"/ },
 	'swapped' => { state => 'XX001', message => 'KMS "a" did not return the key it was asked for' });
 my ($round, $version) = (0, 1);
 for my $what (sort keys %wrong)

@@ -125,7 +125,7 @@ $kms->switch(1);
 my $expire = sub { my ($tenant) = @_; wait_until('the key has expired', sub { $dba->value("SELECT coalesce(max(expires_in) = '0', true) FROM envcrypt.cache WHERE tenant = '$tenant'") eq 't' }); };
 $expire->('alone');
 my $warned = $dba->ask($lonely)->{text};
-like($warned, qr/WARNING: .*KMS "a" is away: keys that it opened before serve on\n.*DETAIL:  outage_grace lets them/s, 'a warning') or diag($warned);
+like($warned, qr/WARNING: .*KMS "a" is away: keys that it opened before serve on\n.*DETAIL:  They do until cache_ttl and outage_grace have passed/s, 'a warning') or diag($warned);
 like($warned, qr/^lonely$/m, 'and the plaintext');
 works($dba, "$lonely; $bridged", "lonely\nt|t", 'the next statement is served without a warning, the cache says so');
 my $asked = $kms->count('sealed');
